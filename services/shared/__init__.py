@@ -1,0 +1,1 @@
+"""What two services need: contracts, the bus, versions, nginx text, telemetry. Imports no service."""

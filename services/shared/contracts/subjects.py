@@ -1,0 +1,127 @@
+"""Every NATS subject, its one writer, and how long what is published there is kept.
+
+| subject                               | writer   | kept                                   | meaning                |
+|---------------------------------------|----------|----------------------------------------|------------------------|
+| `cluster.v1.<kind>.<ns>.<name>`       | watcher  | the last message of each subject       | latest state           |
+| `cluster.v1.sync`                     | watcher  | the last message                       | latest state           |
+| `config.v1.<group>`                   | compiler | the last `VERSIONS_STORED`             | every event counts     |
+| `applied.v1.<node>`                   | applier  | the last 256 of each node              | every event counts     |
+| bucket `nodes`, key `<node>`          | applier  | `NODE_REPORT_TTL_SECONDS`              | latest state           |
+| bucket `verdicts`, key `<ns>.<name>`  | compiler | until replaced or deleted              | latest state           |
+| bucket `watchers`, key `<watcher id>` | watcher  | `NODE_REPORT_TTL_SECONDS`              | latest state           |
+| blobs, named by sha256                | compiler | while a kept version needs them        | immutable              |
+| `ask.v1.<service>.<question>`         | anyone   | not kept (request/reply)               | a question, a deadline |
+
+Names of Kubernetes objects may contain dots, which separate NATS tokens, so every token is encoded: letters a-z, digits
+and `-` stay, each other byte becomes `_hh`; the empty name is a single `_`. The encoding is reversible and injective.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+CLUSTER_STREAM: Final = "CLUSTER"
+CONFIG_STREAM: Final = "CONFIG"
+APPLIED_STREAM: Final = "APPLIED"
+NODES_BUCKET: Final = "nodes"
+VERDICTS_BUCKET: Final = "verdicts"
+WATCHERS_BUCKET: Final = "watchers"
+BLOBS_STORE: Final = "blobs"
+
+VERSIONS_KEPT: Final = 64
+"""How many versions `history`, `diff` and `rollback` reach back."""
+VERSIONS_STORED: Final = 128
+"""How many manifests the stream keeps: the kept ones, and what lies between the oldest of them and its checkpoint."""
+NODE_REPORT_TTL_SECONDS: Final = 30
+HEARTBEAT_SECONDS: Final = 5
+
+SYNC_SUBJECT: Final = "cluster.v1.sync"
+CLUSTER_SUBJECTS: Final = "cluster.v1.>"
+CONFIG_SUBJECTS: Final = "config.v1.*"
+APPLIED_SUBJECTS: Final = "applied.v1.*"
+
+ASK_WATCHER_BARRIER: Final = "ask.v1.watcher.barrier"
+ASK_WATCHER_RESYNC: Final = "ask.v1.watcher.resync"
+ASK_COMPILER_ADMIT: Final = "ask.v1.compiler.admit"
+ASK_COMPILER_COVER: Final = "ask.v1.compiler.cover"
+ASK_COMPILER_EXPLAIN: Final = "ask.v1.compiler.explain"
+ASK_COMPILER_ROLLBACK: Final = "ask.v1.compiler.rollback"
+
+
+class StreamSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One JetStream stream."""
+
+    name: str
+    subjects: tuple[str, ...]
+    messages_per_subject: int
+    """How many messages of each subject are kept; the oldest go first."""
+
+
+STREAMS: Final = (
+    StreamSpec(name=CLUSTER_STREAM, subjects=(CLUSTER_SUBJECTS,), messages_per_subject=1),
+    StreamSpec(name=CONFIG_STREAM, subjects=(CONFIG_SUBJECTS,), messages_per_subject=VERSIONS_STORED),
+    StreamSpec(name=APPLIED_STREAM, subjects=(APPLIED_SUBJECTS,), messages_per_subject=256),
+)
+
+
+class BucketSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One key-value bucket; the last value of each key is kept."""
+
+    name: str
+    ttl_seconds: int
+    """0: values do not expire."""
+
+
+BUCKETS: Final = (
+    BucketSpec(name=NODES_BUCKET, ttl_seconds=NODE_REPORT_TTL_SECONDS),
+    BucketSpec(name=VERDICTS_BUCKET, ttl_seconds=0),
+    BucketSpec(name=WATCHERS_BUCKET, ttl_seconds=NODE_REPORT_TTL_SECONDS),
+)
+
+_PLAIN: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+def token(name: str) -> str:
+    """`name` as one NATS subject token."""
+    return "".join(chr(b) if b in _PLAIN else f"_{b:02x}" for b in name.encode()) or "_"
+
+
+def untoken(encoded: str) -> str:
+    """The name that `token` encoded. Raises ValueError for what `token` cannot have produced."""
+    if encoded == "_":
+        return ""
+    out = bytearray()
+    at = 0
+    while at < len(encoded):
+        if encoded[at] == "_":
+            out.append(int(encoded[at + 1 : at + 3], 16))
+            at += 3
+        else:
+            out.append(ord(encoded[at]))
+            at += 1
+    name = out.decode()
+    if token(name) != encoded:
+        raise ValueError(f"not an encoded subject token: {encoded!r}")
+    return name
+
+
+def cluster_subject(kind: str, namespace: str, name: str) -> str:
+    """The subject of one object's deltas."""
+    return f"cluster.v1.{kind.lower()}.{token(namespace)}.{token(name)}"
+
+
+def config_subject(group: str) -> str:
+    """The subject of the versions for one group of nodes."""
+    return f"config.v1.{token(group)}"
+
+
+def applied_subject(node: str) -> str:
+    """The subject on which one node says what it applied."""
+    return f"applied.v1.{token(node)}"
+
+
+def verdict_key(namespace: str, name: str) -> str:
+    """The key of one Ingress's verdict in the verdicts bucket."""
+    return f"{token(namespace)}.{token(name)}"

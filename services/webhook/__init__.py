@@ -1,0 +1,1 @@
+"""AdmissionReviews in; allowed or denied with the reason, out. Asks the compiler; answers from local checks when it is silent."""
