@@ -6,7 +6,7 @@ All implementations reconnect by themselves, for ever, with jitter. Callers neve
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Protocol
 
 from msgspec import Struct
@@ -105,7 +105,7 @@ class Bus(Protocol):
         """Store many messages in order, pipelined; returns the last sequence. Raises like `publish`; a prefix may be stored."""
         ...
 
-    def follow(self, stream: str, subject: str, *, after: int | None = 0, last_only: bool = False) -> AsyncIterator[FollowItem]:
+    def follow(self, stream: str, subject: str, *, after: int | None = 0, last_only: bool = False) -> AsyncGenerator[FollowItem, None]:
         """Every message of `subject` (wildcards allowed) with a sequence greater than `after`, in order, for ever.
 
         `last_only`: begin with the newest message of each subject instead (`after` is not looked at).
@@ -134,7 +134,7 @@ class Bus(Protocol):
         """All live keys with their values."""
         ...
 
-    def watch(self, bucket: str) -> AsyncIterator[Entry | CaughtUp]:
+    def watch(self, bucket: str) -> AsyncGenerator[Entry | CaughtUp, None]:
         """The live entries, CaughtUp, then every change, for ever; after a loss of the server the live entries again."""
         ...
 

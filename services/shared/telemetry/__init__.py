@@ -1,0 +1,1 @@
+"""Logs, traces and the life of a process: what every service does the same way."""

@@ -1,0 +1,41 @@
+"""The life of a service process: signals become an event, the main coroutine ends, the exit status says how."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+
+from services.shared.telemetry import logs, tracing
+
+Serve = Callable[[asyncio.Event], Awaitable[None]]
+
+
+def run(service: str, serve: Serve, *, node: str = "") -> None:
+    """Run `serve(stop)` until it returns; SIGTERM and SIGINT set `stop`."""
+    logs.configure(f"{service}/{node}" if node else service)
+    tracing.configure(service, node)
+    asyncio.run(_main(serve))
+
+
+async def _main(serve: Serve) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await serve(stop)
+
+
+async def until(stop: asyncio.Event, *coroutines: Awaitable[None]) -> None:
+    """Run all until `stop` is set, then cancel them. One that ends with an exception ends all, and raises."""
+    tasks = [asyncio.ensure_future(c) for c in coroutines]
+    waiting = asyncio.ensure_future(stop.wait())
+    try:
+        done, _ = await asyncio.wait([*tasks, waiting], return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            if task is not waiting:
+                task.result()
+    finally:
+        for task in (*tasks, waiting):
+            task.cancel()
+        await asyncio.gather(*tasks, waiting, return_exceptions=True)
