@@ -1,0 +1,25 @@
+"""What a watcher can be told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec import Struct
+
+from services.shared.flags import Flags
+from services.watcher.publish import MAX_DELTA_BYTES
+
+
+class WatcherOptions(Struct, frozen=True, kw_only=True):
+    """See `sluice watcher --help`."""
+
+    manifests: Path
+    """The directory of manifests."""
+    nats_url: str = "nats://127.0.0.1:4222"
+    name: str = "watcher"
+    """The key of its report; distinct for each watcher."""
+    flags: Flags = Flags()
+    max_delta_bytes: int = MAX_DELTA_BYTES
+    """Larger objects are refused; keep it below the server's max_payload."""
+    verify_seconds: float = 30.0
+    """How often everything is looked at and a sync mark published, whatever events say (anti-entropy)."""

@@ -1,0 +1,95 @@
+"""One round: look at the source, select, publish. Everything that touches the source or the publisher goes through here, one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection
+
+from services.shared.bus.port import Bus
+from services.shared.contracts import subjects
+from services.shared.contracts.problem import Problem
+from services.shared.telemetry.logs import get_logger
+from services.watcher.options import WatcherOptions
+from services.watcher.publish import Publisher, StreamWentBack
+from services.watcher.selection import Selection
+from services.watcher.sources.manifests import ManifestSource
+from services.watcher.tracing import traces
+
+log = get_logger(__name__)
+
+
+class Pipeline:
+    """See the module. Hold `lock` around `round`s that belong together."""
+
+    def __init__(self, bus: Bus, options: WatcherOptions) -> None:
+        self.lock = asyncio.Lock()
+        self._bus = bus
+        self._source = ManifestSource(options.manifests)
+        self._selection = Selection(options.flags)
+        self._publisher = Publisher(bus, max_delta_bytes=options.max_delta_bytes)
+        self._stale = False
+
+    async def begin(self) -> None:
+        """Learn what the stream holds, before the first round. Raises BusUnavailable."""
+        await self._bus.ensure()
+        self._source.adopt(await self._publisher.read())
+
+    def distrust(self) -> None:
+        """The next round reads the stream again before it publishes."""
+        self._stale = True
+
+    async def round(self, paths: Collection[str] | None, *, mark: bool = False, observed_at: float = 0.0) -> float:
+        """Look at `paths` (None: at everything), publish what differs, and the mark (`mark`: even if nothing does).
+
+        Returns after how many seconds to look again at what was in the middle of a change; 0: nothing was. `observed_at` is when an event
+        told of the change, unix seconds. Raises BusUnavailable: what was found is kept and goes with the next round.
+        """
+        if self._stale:
+            await self._bus.ensure()
+            await self._publisher.read()
+            self._stale = False
+        started = observed_at or time.time()
+        changes = await asyncio.to_thread(self._source.look, paths)
+        selected = self._selection.apply(changes.objects)
+        if selected:
+            self._publisher.want(selected, observed_at=started, traces=traces(selected, started))
+        # Before the directory has been listed once, what is not there is only not known.
+        if self._source.complete:
+            await self._flush(mark=mark)
+        return changes.again_after_seconds
+
+    async def _flush(self, *, mark: bool) -> None:
+        try:
+            await self._publisher.flush(mark=mark)
+        except StreamWentBack:
+            log.warning("the stream went back, publishing what it lacks")
+            await self._bus.ensure()
+            await self._publisher.read()
+            await self._publisher.flush(mark=True)
+
+    async def covering_sequence(self) -> int:
+        """The sequence at or before which everything published is, checked against the stream. Raises BusUnavailable."""
+        if await self._bus.last_sequence(subjects.CLUSTER_STREAM) < self._publisher.sequence:
+            await self._publisher.read()
+            await self._flush(mark=True)
+        return self._publisher.sequence
+
+    # --- how it goes
+
+    @property
+    def synced(self) -> bool:
+        return self._source.complete and self._publisher.settled
+
+    @property
+    def epoch(self) -> int:
+        return self._publisher.epoch
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Objects published, by kind."""
+        return self._publisher.counts
+
+    def problems(self) -> list[Problem]:
+        """Everything wrong now: with files, with objects, with their size."""
+        return [*self._source.problems(), *self._publisher.problems]

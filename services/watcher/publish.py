@@ -1,0 +1,275 @@
+"""The wanted state of every object in; on the CLUSTER stream, only what differs from what it holds already, then a sync mark.
+
+The publisher knows the digest of every object in the stream: read once at the start, read again when the stream was reset, when a
+sequence runs backwards, or when someone asks for a resync. While the bus is away it keeps nothing but the wanted state, so an object that
+changes a thousand times is published once.
+
+A mark follows each batch, in the same pipeline: whoever reads the stream to its end finds a mark that agrees with it, even if this
+process is gone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from services.shared.bus.port import Bus, Message, TooLarge
+from services.shared.contracts import subjects
+from services.shared.contracts.delta import Delta, KindState, SyncMark, decode_delta, decode_sync_mark, encode_delta, object_digest
+from services.shared.contracts.objects import KINDS, AnyObject, Key
+from services.shared.contracts.problem import Problem, Reason
+from services.shared.telemetry.logs import get_logger
+from services.watcher.changes import ObjectChanges
+from services.watcher.tracing import ChangeTrace
+
+log = get_logger(__name__)
+
+BATCH: Final = 512
+"""Messages in one pipeline."""
+MAX_DELTA_BYTES: Final = 1_000_000
+"""Below the default `max_payload` of a NATS server (1 MiB), with room for headers."""
+
+_RANK: Final = {kind: rank for rank, kind in enumerate(KINDS)}
+_KIND_OF_TOKEN: Final = {kind.lower(): kind for kind in KINDS}
+
+Wire = tuple[str, bytes, Mapping[str, str] | None]
+
+
+class _Outgoing(Struct, kw_only=True):
+    """One delta on its way."""
+
+    key: Key
+    message: Wire
+    before: int | None
+    """The digest that the stream holds before it (None: no object), and after it."""
+    after: int | None
+
+
+class _Pending(Struct, kw_only=True):
+    """An object whose wanted state may differ from the stream's."""
+
+    observed_at: float
+    trace: ChangeTrace | None = None
+
+
+class Publisher:
+    """See the module. The caller holds one lock around all of it."""
+
+    def __init__(self, bus: Bus, *, max_delta_bytes: int = MAX_DELTA_BYTES) -> None:
+        self._bus = bus
+        self._max_delta_bytes = max_delta_bytes
+        self._wanted: dict[Key, AnyObject] = {}
+        self._stored: dict[Key, int] = {}
+        self._sums: dict[str, int] = dict.fromkeys(KINDS, 0)
+        self._counts: dict[str, int] = dict.fromkeys(KINDS, 0)
+        self._unsure: set[Key] = set()
+        self._pending: dict[Key, _Pending] = {}
+        self._refused: dict[Key, Problem] = {}
+        self._marked = False
+        """True: the newest mark in the stream agrees with it."""
+        self.epoch = 0
+        self.sequence = 0
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Objects too large for the bus; the last form that was not is in effect."""
+        return tuple(self._refused[key] for key in sorted(self._refused))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Objects published, by kind."""
+        return {kind: count for kind, count in self._counts.items() if count}
+
+    @property
+    def settled(self) -> bool:
+        """Everything wanted is in the stream, and so is a mark that says so."""
+        return not self._pending and self._marked
+
+    # --- what the stream holds
+
+    async def read(self) -> dict[Key, AnyObject]:
+        """Learn what the stream holds (again), and return it. Raises BusUnavailable."""
+        messages = await self._bus.history(subjects.CLUSTER_STREAM, subjects.CLUSTER_SUBJECTS)
+        stored: dict[Key, AnyObject] = {}
+        self._stored.clear()
+        self._unsure.clear()
+        self._sums = dict.fromkeys(KINDS, 0)
+        self._counts = dict.fromkeys(KINDS, 0)
+        self._marked = False
+        self.sequence = 0
+        highest = 0
+        for message in messages:
+            self.sequence = max(self.sequence, message.sequence)
+            if message.subject == subjects.SYNC_SUBJECT:
+                highest = max(highest, _epoch_of_mark(message))
+                continue
+            key = _key_of_subject(message.subject)
+            try:
+                delta = decode_delta(message.payload)
+            except (msgspec.MsgspecError, RecursionError):
+                log.warning("a message in the stream is not a delta", subject=message.subject)
+                if key is not None:
+                    self._unsure.add(key)
+                continue
+            highest = max(highest, delta.epoch)
+            if delta.object is not None:
+                stored[delta.key] = delta.object
+                self._store(delta.key, object_digest(delta.object))
+        if self.epoch <= 0 or highest > self.epoch:
+            self.epoch = highest + 1  # a new leadership, or another's after ours began
+        now = time.time()
+        for key in self._wanted.keys() | self._stored.keys() | self._unsure:
+            self._pending.setdefault(key, _Pending(observed_at=now))
+        return stored
+
+    def _store(self, key: Key, digest: int | None) -> None:
+        """Account for what the stream holds of one object now; None: nothing."""
+        old = self._stored.pop(key, None)
+        if old is not None:
+            self._sums[key.kind] -= old
+            self._counts[key.kind] -= 1
+        if digest is not None:
+            self._stored[key] = digest
+            self._sums[key.kind] += digest
+            self._counts[key.kind] += 1
+
+    # --- what it should hold
+
+    def want(self, changes: ObjectChanges, *, observed_at: float, traces: Mapping[Key, ChangeTrace] | None = None) -> None:
+        """Take over the newest state of some objects. Nothing is sent before `flush`."""
+        for key, obj in changes.items():
+            if obj is None:
+                self._wanted.pop(key, None)
+            else:
+                self._wanted[key] = obj
+            self._pending[key] = _Pending(observed_at=observed_at, trace=traces.get(key) if traces else None)
+
+    async def flush(self, *, mark: bool = False) -> None:
+        """Publish what differs, then the mark (`mark`: also when nothing differs).
+
+        Raises BusUnavailable (call again) and StreamWentBack (`read`, then call again).
+        """
+        while True:
+            outgoing = [o for key in sorted(self._pending, key=self._order) if (o := self._compare(key))]
+            try:
+                for start in range(0, len(outgoing), BATCH):
+                    await self._send(outgoing[start : start + BATCH], last=start + BATCH >= len(outgoing))
+            except TooLarge:
+                continue  # with a lower limit
+            if not self._marked or (mark and not outgoing):
+                await self._publish([self._mark()])
+                self._marked = True
+            return
+
+    def _order(self, key: Key) -> tuple[int, int, Key]:
+        """First what is referenced, then what refers to it; deletions last and the other way round."""
+        rank = _RANK[key.kind]
+        return (0, rank, key) if key in self._wanted else (1, -rank, key)
+
+    def _compare(self, key: Key) -> _Outgoing | None:
+        """The delta for one pending object; None: the stream holds it already, or it cannot go there."""
+        self._refused.pop(key, None)
+        obj, stored = self._wanted.get(key), self._stored.get(key)
+        digest = object_digest(obj) if obj is not None else None
+        if digest == stored and key not in self._unsure:
+            del self._pending[key]
+            return None
+        payload = self._encode(key, obj)
+        if len(payload) > self._max_delta_bytes:
+            self._refused[key] = _too_large(key, len(payload), self._max_delta_bytes)
+            del self._pending[key]
+            return None
+        trace = self._pending[key].trace
+        wire = (subjects.cluster_subject(key.kind, key.namespace, key.name), payload, trace.headers if trace else None)
+        return _Outgoing(key=key, message=wire, before=stored, after=digest)
+
+    def _encode(self, key: Key, obj: AnyObject | None) -> bytes:
+        return encode_delta(
+            Delta(
+                op="delete" if obj is None else "upsert",
+                kind=key.kind,
+                namespace=key.namespace,
+                name=key.name,
+                epoch=self.epoch,
+                uid=obj.metadata.uid if obj is not None else "",
+                resource_version=obj.metadata.resource_version if obj is not None else "",
+                object=obj,
+                observed_at=self._pending[key].observed_at,
+                published_at=time.time(),
+            )
+        )
+
+    async def _send(self, batch: list[_Outgoing], *, last: bool) -> None:
+        """One pipeline; the mark rides at the end of the last one."""
+        self._marked = False
+        for out in batch:
+            # Until the acknowledgement either state may be the stored one. The sums already say what the mark must.
+            self._unsure.add(out.key)
+            self._store(out.key, out.after)
+        messages = [out.message for out in batch]
+        try:
+            await self._publish([*messages, self._mark()] if last else messages)
+        except TooLarge:
+            self._lower_limit(batch)
+            raise
+        for trace in {id(t): t for out in batch if (t := self._pending[out.key].trace)}.values():
+            trace.published(self.sequence)
+        for out in batch:
+            self._unsure.discard(out.key)
+            del self._pending[out.key]
+        self._marked = last
+
+    def _lower_limit(self, batch: list[_Outgoing]) -> None:
+        """This server takes less than we thought: the largest of these, for one, cannot have been stored."""
+        self._max_delta_bytes = max(len(out.message[1]) for out in batch) - 1
+        for out in batch:
+            if len(out.message[1]) > self._max_delta_bytes:
+                self._store(out.key, out.before)
+                self._unsure.discard(out.key)
+
+    async def _publish(self, messages: list[Wire]) -> None:
+        sequence = await self._bus.publish_many(messages)
+        if sequence <= self.sequence:
+            raise StreamWentBack
+        self.sequence = sequence
+
+    # --- the mark
+
+    def _kinds(self) -> dict[str, KindState]:
+        return {kind: KindState(count=self._counts[kind], digest=f"{self._sums[kind] % (1 << 256):064x}") for kind in KINDS}
+
+    def _mark(self) -> Wire:
+        mark = SyncMark(epoch=self.epoch, kinds=self._kinds(), at=time.time())
+        return subjects.SYNC_SUBJECT, msgspec.json.encode(mark), None
+
+
+class StreamWentBack(Exception):
+    """An acknowledgement has a sequence that the stream had before: it was lost or put back. Read it again."""
+
+
+def _epoch_of_mark(message: Message) -> int:
+    try:
+        return decode_sync_mark(message.payload).epoch
+    except (msgspec.MsgspecError, RecursionError):
+        return 0
+
+
+def _key_of_subject(subject: str) -> Key | None:
+    try:
+        _, _, kind, namespace, name = subject.split(".")
+        return Key(_KIND_OF_TOKEN[kind], subjects.untoken(namespace), subjects.untoken(name))
+    except (ValueError, KeyError):
+        return None
+
+
+def _too_large(key: Key, size: int, limit: int) -> Problem:
+    return Problem(
+        reason=Reason.TOO_LARGE,
+        field="metadata.name",
+        message=f"has {size} bytes, more than the {limit} that the bus takes; its last smaller form, if any, stays in effect",
+        object=str(key),
+    )

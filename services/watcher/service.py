@@ -1,0 +1,182 @@
+"""The watcher at work: rounds where events hint, periodic verification, answers, and a report of how it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+
+from services.shared.bus.port import Bus, BusError, BusUnavailable, Message, Reset
+from services.shared.contracts import subjects
+from services.shared.contracts.delta import decode_sync_mark
+from services.shared.contracts.problem import Problem, Reason
+from services.shared.contracts.report import WatcherReport
+from services.shared.telemetry.lifecycle import until
+from services.shared.telemetry.logs import get_logger
+from services.watcher.options import WatcherOptions
+from services.watcher.pipeline import Pipeline
+from services.watcher.questions import Questions
+from services.watcher.sources.watching import Hint, watch
+
+log = get_logger(__name__)
+
+PROBLEMS_REPORTED: Final = 100
+RETRY_SECONDS: Final = (0.05, 2.0)
+"""First and longest wait after the bus refused."""
+REPORT_PAUSE_SECONDS: Final = 0.2
+"""At least so much between two reports."""
+
+
+class Watcher:
+    """See the module."""
+
+    def __init__(self, bus: Bus, options: WatcherOptions) -> None:
+        self._bus = bus
+        self._options = options
+        self._pipeline = Pipeline(bus, options)
+        self._questions = Questions(self._pipeline)
+        self._hinted: set[str] = set()
+        self._everything = False
+        self._hinted_at = 0.0
+        self._wake = asyncio.Event()
+        self._report_now = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop`."""
+        stops: list[Callable[[], Awaitable[None]]] = []
+        try:
+            # The watch first: nothing is missed between it and the first look.
+            await until(stop, self._collect_hints(stop), self._work(stops), self._report())
+        finally:
+            await self._questions.close()
+            for stop_serving in stops:
+                with contextlib.suppress(BusError):
+                    await stop_serving()
+
+    async def _work(self, stops: list[Callable[[], Awaitable[None]]]) -> None:
+        await self._retrying(self._pipeline.begin)
+        await self._retrying(self._first_round)
+        log.info("synced" if self._pipeline.synced else "waiting for the directory", epoch=self._pipeline.epoch, **self._pipeline.counts)
+        stops.append(await self._bus.serve(subjects.ASK_WATCHER_BARRIER, self._questions.barrier))
+        stops.append(await self._bus.serve(subjects.ASK_WATCHER_RESYNC, self._questions.resync))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._rounds())
+            tasks.create_task(self._follow_marks())
+            tasks.create_task(self._verify())
+
+    async def _first_round(self) -> None:
+        async with self._pipeline.lock:
+            await self._pipeline.round(None, mark=True)
+        self._report_now.set()
+
+    async def _retrying(self, attempt: Callable[[], Awaitable[None]]) -> None:
+        """Until the bus takes it."""
+        delay = RETRY_SECONDS[0]
+        while True:
+            try:
+                await attempt()
+                return
+            except BusUnavailable as error:
+                log.warning("the bus is away, will try again", error=error)
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            delay = min(delay * 2, RETRY_SECONDS[1])
+
+    # --- rounds
+
+    async def _collect_hints(self, stop: asyncio.Event) -> None:
+        async for hint in watch(self._options.manifests, stop):
+            self._hint(hint)
+
+    def _hint(self, hint: Hint) -> None:
+        if not self._wake.is_set():
+            self._hinted_at = time.time()
+        self._hinted |= hint.paths
+        self._everything |= hint.everything
+        self._wake.set()
+
+    async def _rounds(self) -> None:
+        """A round for what was hinted, and again while something is in the middle of a change."""
+        pause = 0.0
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), pause or None)
+            pause = 0.0
+
+            async def attempt() -> None:
+                nonlocal pause
+                async with self._pipeline.lock:
+                    pause = await self._hinted_round()
+
+            await self._retrying(attempt)
+
+    async def _hinted_round(self) -> float:
+        observed_at = self._hinted_at if self._wake.is_set() else 0.0
+        paths = None if self._everything else self._hinted
+        self._wake.clear()
+        self._hinted, self._everything = set(), False
+        again = await self._pipeline.round(paths, observed_at=observed_at)
+        self._report_now.set()
+        return again
+
+    async def _verify(self) -> None:
+        """Anti-entropy: events may be lost, links may lead out of the directory, the stream may have lost what it acknowledged."""
+        while True:
+            await asyncio.sleep(self._options.verify_seconds * random.uniform(0.9, 1.1))  # noqa: S311 - jitter
+            with contextlib.suppress(BusUnavailable):
+                async with self._pipeline.lock:
+                    await self._pipeline.round(None, mark=True)
+
+    async def _follow_marks(self) -> None:
+        """Notice at once when the stream was lost or put back, or when another watcher writes to it."""
+        async for item in self._bus.follow(subjects.CLUSTER_STREAM, subjects.SYNC_SUBJECT, last_only=True):
+            if isinstance(item, Reset):
+                log.warning("the stream was reset, publishing what it lacks", reason=item.reason)
+            elif isinstance(item, Message) and (epoch := _epoch(item.payload)) > self._pipeline.epoch:
+                log.warning("another watcher writes to this stream", epoch=epoch, ours=self._pipeline.epoch)
+            else:
+                continue
+            self._pipeline.distrust()
+            self._wake.set()
+
+    # --- reports
+
+    async def _report(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._report_now.wait(), subjects.HEARTBEAT_SECONDS)
+            self._report_now.clear()
+            with contextlib.suppress(BusError):
+                await self._bus.put(subjects.WATCHERS_BUCKET, self._options.name, msgspec.json.encode(self._state()))
+            await asyncio.sleep(REPORT_PAUSE_SECONDS)
+
+    def _state(self) -> WatcherReport:
+        return WatcherReport(
+            watcher=self._options.name,
+            at=time.time(),
+            source=f"manifests {self._options.manifests}",
+            epoch=self._pipeline.epoch,
+            synced=self._pipeline.synced,
+            objects=self._pipeline.counts,
+            problems=_at_most(self._pipeline.problems()),
+        )
+
+
+def _at_most(problems: list[Problem]) -> tuple[Problem, ...]:
+    """Errors first, and a line that says how many more there are."""
+    ordered = sorted(problems, key=lambda problem: problem.severity != "error")
+    if len(ordered) <= PROBLEMS_REPORTED:
+        return tuple(ordered)
+    more = Problem(reason=Reason.INVALID_OBJECT, field="...", message=f"and {len(ordered) - PROBLEMS_REPORTED} more problems")
+    return (*ordered[:PROBLEMS_REPORTED], more)
+
+
+def _epoch(mark: bytes) -> int:
+    try:
+        return decode_sync_mark(mark).epoch
+    except msgspec.MsgspecError:
+        return 0
