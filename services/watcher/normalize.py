@@ -39,7 +39,7 @@ UNKNOWN_AGE: Final = "9999-12-31T23:59:59Z"
 
 Obj = TypeVar("Obj", bound=AnyObject)
 
-_UID_SPACE: Final = uuid.UUID("0b0f6f9e-3c0f-5d3c-9a55-6d3a5f6f3a10")
+_UID_SPACE: Final = uuid.UUID("0b0f6f9e-3c0f-5d3c-9a55-6d3a5f6f3a10").bytes
 _MAX_LIST_DEPTH: Final = 4
 
 
@@ -182,7 +182,7 @@ def _key_text(key: Any) -> str:
 
 def _without_nulls(mapping: dict[str, Any]) -> dict[str, Any]:
     """`creationTimestamp: null` is what many tools write."""
-    return {k: v for k, v in mapping.items() if v is not None}
+    return {k: v for k, v in mapping.items() if v is not None} if None in mapping.values() else mapping
 
 
 def _texts(value: Any) -> Any:
@@ -229,11 +229,19 @@ def with_identity(obj: Obj) -> Obj:
         return obj
     identified: Metadata = msgspec.structs.replace(
         metadata,
-        uid=metadata.uid or str(uuid.uuid5(_UID_SPACE, str(key_of(obj)))),
+        uid=metadata.uid or _uid(str(key_of(obj))),
         resource_version=metadata.resource_version or _content_version(obj),
         creation_timestamp=created,
     )
     return msgspec.structs.replace(obj, metadata=identified)
+
+
+def _uid(name: str) -> str:
+    """`uuid.uuid5(_UID_SPACE, name)`, at a fifth of its time."""
+    digest = hashlib.sha1(_UID_SPACE + name.encode(), usedforsecurity=False).digest()
+    value = int.from_bytes(digest[:16], "big") & ~(0xF000 << 64) & ~(0xC000 << 48) | 5 << 76 | 0x8000 << 48
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def _content_version(obj: AnyObject) -> str:

@@ -92,4 +92,4 @@ class Pipeline:
 
     def problems(self) -> list[Problem]:
         """Everything wrong now: with files, with objects, with their size."""
-        return [*self._source.problems(), *self._publisher.problems]
+        return [*self._source.problems, *self._publisher.problems]

@@ -93,8 +93,7 @@ class Watcher:
             self._hint(hint)
 
     def _hint(self, hint: Hint) -> None:
-        if not self._wake.is_set():
-            self._hinted_at = time.time()
+        self._hinted_at = self._hinted_at or time.time()
         self._hinted |= hint.paths
         self._everything |= hint.everything
         self._wake.set()
@@ -115,11 +114,13 @@ class Watcher:
             await self._retrying(attempt)
 
     async def _hinted_round(self) -> float:
-        observed_at = self._hinted_at if self._wake.is_set() else 0.0
+        observed_at = self._hinted_at
         paths = None if self._everything else self._hinted
         self._wake.clear()
         self._hinted, self._everything = set(), False
         again = await self._pipeline.round(paths, observed_at=observed_at)
+        if not again and not self._wake.is_set():
+            self._hinted_at = 0.0
         self._report_now.set()
         return again
 

@@ -176,8 +176,8 @@ def _line_of_duplicate(chunk: str, key: str) -> int:
 
 def _mark_line(error: yaml.MarkedYAMLError) -> int:
     """Where, counting lines from 0."""
-    mark = error.problem_mark or error.context_mark
-    return mark.line if mark else 0
+    mark = error.problem_mark if error.problem_mark is not None else error.context_mark
+    return mark.line if mark is not None else 0
 
 
 def _line_of_yaml_error(chunk: str) -> int:
@@ -194,11 +194,11 @@ def _line_of_yaml_error(chunk: str) -> int:
 _DIALECT: Final = re.compile(
     r"""
     <<                                                      # merge keys
-    | (?:^|[\s\[{,:?-])!                                    # tags
-    | (?:^|[\s\[{,:?-])                                     # plain scalars that 1.1 and 1.2 resolve differently
-      (?: [yYnN] | yes | Yes | YES | no | No | NO | on | On | ON | off | Off | OFF
+    | (?:^|[\s\[{,:?-])(?=[!yYnNoO+\-\d])                   # (what may begin one of the following)
+      (?: !                                                 # tags; plain scalars that 1.1 and 1.2 resolve differently
+        | (?: [yYnN] | yes | Yes | YES | no | No | NO | on | On | ON | off | Off | OFF
         | [-+]?0[0-9_]+ | [-+]?0[bo][0-9_]+ | [-+]?[0-9][0-9_]*_[0-9_.]* )
-      (?=\s*(?:$|[\]},:#]))
+        (?=\s*(?:$|[\]},:#])))
     """,
     re.VERBOSE | re.MULTILINE,
 )

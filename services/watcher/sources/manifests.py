@@ -66,7 +66,11 @@ class ManifestSource:
         self._current: dict[Key, AnyObject] = {}
         self._orphans: dict[Key, AnyObject] = {}
         self._unreadable: dict[str, str] = {}
+        self._remarkable: set[str] = set()  # files with problems or kinds that are not read
+        self._contested: set[Key] = set()  # objects that several files define
         self._listed = False
+        self.problems: tuple[Problem, ...] = ()
+        """Everything that was wrong at the last look, in the order of paths; kinds that are not read, last. May be read by any thread."""
 
     @property
     def complete(self) -> bool:
@@ -102,6 +106,7 @@ class ManifestSource:
         for path in gone:
             self._missing(path, now, touched)
         changes = self._resolve(touched)
+        self.problems = tuple(self._problems())
         return Changes(objects=changes, again_after_seconds=_LOOK_AGAIN_SECONDS if self._unsettled else 0.0)
 
     def _holds_below(self, path: str) -> bool:
@@ -175,19 +180,27 @@ class ManifestSource:
         old: Mapping[Key, AnyObject] = former.content.objects if former else {}
         new: Mapping[Key, AnyObject] = file.content.objects if file else {}
         for key in old.keys() - new.keys():
-            left = tuple(p for p in self._holders[key] if p != path)
-            if left:
-                self._holders[key] = left
-            else:
-                del self._holders[key]
+            self._hold(key, tuple(p for p in self._holders[key] if p != path))
         for key in new.keys() - old.keys():
-            held = self._holders.get(key)
-            self._holders[key] = tuple(sorted((*held, path))) if held else (path,)
+            self._hold(key, tuple(sorted((*self._holders.get(key, ()), path))))
         touched |= old.keys() | new.keys()
+        self._remarkable.discard(path)
         if file is None:
             self._files.pop(path, None)
-        else:
-            self._files[path] = file
+            return
+        self._files[path] = file
+        if file.content.problems or file.content.ignored:
+            self._remarkable.add(path)
+
+    def _hold(self, key: Key, holders: tuple[str, ...]) -> None:
+        """Note which files define an object, in the order of their paths."""
+        self._contested.discard(key)
+        if not holders:
+            del self._holders[key]
+            return
+        self._holders[key] = holders
+        if len(holders) > 1:
+            self._contested.add(key)
 
     # --- all files together
 
@@ -213,18 +226,17 @@ class ManifestSource:
         """May there be objects in files that could not be read yet?"""
         return bool(self._unreadable) or bool(self._unsettled) or any(f.content.unknown for f in self._files.values())
 
-    def problems(self) -> list[Problem]:
-        """Everything that is wrong now, in the order of paths; kinds that are not read, last."""
+    def _problems(self) -> list[Problem]:
         found = [
             Problem(reason=Reason.UNREADABLE_FILE, field=printable(path), message=printable(message))
             for path, message in sorted(self._unreadable.items())
         ]
         ignored: Counter[tuple[str, str]] = Counter()
-        interesting = {p: f.content for p, f in self._files.items() if f.content.problems or f.content.ignored}
-        for _, content in sorted(interesting.items()):
+        for path in sorted(self._remarkable):
+            content = self._files[path].content
             found += content.problems
             ignored.update((i.api_version, i.kind) for i in content.ignored)
-        found += [_contested(key, holders) for key, holders in sorted((k, h) for k, h in self._holders.items() if len(h) > 1)]
+        found += [_contested(key, self._holders[key]) for key in sorted(self._contested)]
         found += [_not_read(*which, count) for which, count in sorted(ignored.items())]
         return found
 

@@ -34,8 +34,7 @@ def read_file(path: Path) -> Reading:
         before = os.fstat(fd)
         if not stat.S_ISREG(before.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
-        with os.fdopen(fd, "rb", closefd=False) as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        data = _read(fd, before.st_size)
         complete = _nobody_writes(fd)
         after = os.fstat(fd)
     finally:
@@ -46,6 +45,15 @@ def read_file(path: Path) -> Reading:
         signature=Signature(after.st_ctime_ns, after.st_mtime_ns, after.st_size, after.st_ino, after.st_dev),
         complete=complete if same else False,
     )
+
+
+def _read(fd: int, size: int) -> bytes:
+    """Everything up to the bound, and a byte beyond it."""
+    data = os.read(fd, min(size, MAX_FILE_BYTES) + 1)
+    if len(data) <= size:
+        return data
+    with os.fdopen(fd, "rb", closefd=False) as file:  # it has grown
+        return data + file.read(MAX_FILE_BYTES + 1)
 
 
 def _nobody_writes(fd: int) -> bool | None:
