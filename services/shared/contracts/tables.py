@@ -123,8 +123,10 @@ class Route(Row, frozen=True, kw_only=True):
     cors: Cors | None = None
     limit_key: str = ""
     """Prefix of the rate-limit key (one per Ingress); the rate and the limit are in the policy."""
+    errors: tuple[int, ...] = ()
+    """custom-http-errors of the policy: statuses of the router's own (403, 413, 503) are intercepted as nginx's are."""
     error_backend: str = ""
-    """Where custom-http-errors of the policy go; empty: the global default backend."""
+    """Where they go; empty: the global default backend."""
     standin: str = ""
     """default-backend: answers when `backend` has no endpoint."""
     access_log: bool = True

@@ -1,0 +1,10 @@
+-- init_by_lua: this generation's node.json, then rows from disk where shared memory is empty. Failing here fails the start, as it must.
+local prefix = ngx.config.prefix()
+local node = require("sluice.node")
+node.load(prefix .. "current")
+require("resty.core")
+require("sluice.tables").load(prefix .. "current", prefix)
+require("sluice.router")
+require("sluice.certificates")
+require("sluice.external_auth")
+require("sluice.control")

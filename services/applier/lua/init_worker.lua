@@ -1,0 +1,2 @@
+-- Each worker its own random sequence: same seeds would send all workers to the same endpoints.
+math.randomseed(ngx.worker.pid() * 7919 + ngx.now() * 1000)

@@ -1,0 +1,1 @@
+require("sluice.external_auth").signin()

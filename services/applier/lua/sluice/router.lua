@@ -1,0 +1,295 @@
+-- The rewrite phase of `location /`: host -> route -> variables -> the policy's named location. In the order of behaviours.md §13, with
+-- one difference: allow and deny lists act here, before the policy's rate limits (docs/differences.md).
+local node = require("sluice.node")
+local rows = require("sluice.rows")
+local hosts = require("sluice.hosts")
+local routes = require("sluice.routes")
+local balancing = require("sluice.balancing")
+local affinity = require("sluice.affinity")
+local canary = require("sluice.canary")
+local cidr = require("sluice.cidr")
+local cors = require("sluice.cors")
+local template = require("sluice.template")
+
+local _M = {}
+
+local NOT_FOUND = "@sluice_404"
+
+local function meta(route)
+  local var = ngx.var
+  var.namespace = route.namespace or ""
+  var.ingress_name = route.ingress or ""
+  var.service_name = route.service or ""
+  var.service_port = route.port or ""
+  var.location_path = route.path or ""
+end
+
+-- Ends the request with a status of the router's own. A code that the route intercepts goes to its error backend, as nginx's would.
+local function finish(route, status)
+  for _, code in ipairs(route and route.errors or {}) do
+    if code == status then
+      meta(route)
+      ngx.var.sluice_error_backend = route.error_backend or rows.settings().default_backend or ""
+      return ngx.exec("@sluice_error_" .. status)
+    end
+  end
+  if route and route.cors then
+    cors.apply(route.cors)
+  end
+  return ngx.exit(status)
+end
+
+local function redirect(route, url, status)
+  if route and route.cors then
+    cors.apply(route.cors)
+  end
+  ngx.header["Location"] = url
+  return ngx.exit(status)
+end
+
+local function blocked(settings)
+  local var = ngx.var
+  return settings.cidrs and cidr.contains(settings.cidrs, var.binary_remote_addr)
+    or settings.user_agents and routes.any(settings.user_agents, var.http_user_agent or "")
+    or settings.referers and routes.any(settings.referers, var.http_referer or "")
+end
+
+local function add_slash()
+  local var = ngx.var
+  local args = var.args
+  return redirect(nil, var.scheme .. "://" .. (var.http_host or var.host) .. var.uri .. "/" .. (args and "?" .. args or ""), 301)
+end
+
+-- Redirects to https where the route wants it; returns otherwise.
+local function to_https(route, host, row)
+  local var = ngx.var
+  local scheme = var.pass_access_scheme
+  if route.ssl_redirect == "force" then
+    if scheme ~= "http" then
+      return
+    end
+  elseif scheme ~= "http" or not hosts.has_tls(host, row) then
+    return
+  end
+  local target = var.best_http_host
+  if not target or target == "" then
+    target = host
+  end
+  target = target:gsub(":%d+$", "")
+  local uri = var.request_uri
+  if not route.preserve_trailing_slash and uri:byte(-1) == 47 then
+    uri = uri:sub(1, -2)
+  end
+  local port = route.port_in_redirect and ":" .. node.https_port or ""
+  return redirect(route, "https://" .. target .. port .. uri, rows.settings().http_redirect_code)
+end
+
+local function rewrite(route)
+  local r = route.rewrite
+  local captures, err = ngx.re.match(ngx.var.uri, r.pattern, "ijo")
+  if err then
+    ngx.log(ngx.WARN, "rewrite pattern gave up: ", err)
+    return finish(route, 500)
+  end
+  if not captures then
+    return
+  end
+  if route.forwarded_prefix then
+    ngx.var.sluice_prefix = template.expand(route.forwarded_prefix, captures)
+  end
+  local uri = template.expand(r.target, captures)
+  if uri:byte(1) ~= 47 then
+    uri = "/" .. uri
+  end
+  ngx.req.set_uri(uri, false, true)
+end
+
+-- The route's error headers on a request that a stand-in answers for an empty upstream.
+local function stand_in(route)
+  local backend = route.standin and rows.backend(route.standin)
+  if not backend or not balancing.alive(backend) then
+    return finish(route, 503)
+  end
+  local set = ngx.req.set_header
+  set("X-Code", "503")
+  set("X-Format", ngx.var.http_accept or "")
+  set("X-Namespace", route.namespace or "")
+  set("X-Ingress-Name", route.ingress or "")
+  set("X-Service-Name", route.service or "")
+  set("X-Service-Port", route.port or "")
+  return backend
+end
+
+-- The backend that serves, with its variables set.
+local function choose_backend(route, row_name)
+  local var = ngx.var
+  local primary = rows.backend(route.backend)
+  if not primary or not balancing.alive(primary) then
+    local standing = stand_in(route)
+    var.sluice_backend = standing.key
+    return
+  end
+  local backend = primary
+  if primary.canary then
+    backend = canary.choose(primary)
+    if backend ~= primary then
+      var.proxy_alternative_upstream_name = backend.name
+    end
+  end
+  if backend.affinity and #backend.endpoints > 1 then
+    meta(route)
+    var.sluice_row = row_name
+    var.sluice_endpoint = backend.endpoints[affinity.pick(backend, route, row_name)].id
+  end
+  var.sluice_backend = backend.key
+  var.proxy_upstream_name = primary.name
+end
+
+local function access(route)
+  local address = ngx.var.binary_remote_addr
+  if route.block_list and cidr.contains(route.block_list, address) or route.allow_list and not cidr.contains(route.allow_list, address) then
+    return finish(route, 403)
+  end
+end
+
+local function too_large(route)
+  if route.body_size > 0 then
+    local length = tonumber(ngx.var.http_content_length)
+    return length and length > route.body_size
+  end
+end
+
+-- What a route asks for beyond a backend.
+local function features(route, host, row)
+  local var = ngx.var
+  if route.cors then
+    cors.preflight(route.cors)
+    var.sluice_cors = route.cors_text
+  end
+  if route.redirect then
+    return redirect(route, route.redirect.url, route.redirect.code)
+  end
+  if route.deny then
+    return finish(route, route.deny)
+  end
+  if route.rewrite then
+    rewrite(route)
+  end
+  if route.ssl_redirect then
+    to_https(route, host, row)
+  end
+  if route.vhost then
+    var.sluice_vhost = template.expand(route.vhost)
+  end
+  if route.limit_key then
+    var.sluice_limit_key = route.limit_key
+  end
+  if route.basic then
+    var.sluice_basic_realm = route.basic.realm or ""
+    var.sluice_basic_file = node.files_dir .. "/" .. route.basic.file
+  end
+  if route.auth then
+    var.sluice_auth = route.auth_text
+  end
+  if route.errors then
+    meta(route)
+    var.sluice_error_backend = route.error_backend or rows.settings().default_backend or ""
+  end
+  if route.access_log == false then
+    var.sluice_quiet = "1"
+  end
+end
+
+local function unmatched(settings)
+  local var = ngx.var
+  if not settings.log_unmatched then
+    var.sluice_quiet = "1"
+  end
+  var.proxy_upstream_name = "upstream-default-backend"
+  return ngx.exec(NOT_FOUND)
+end
+
+-- The route, where this worker can serve it; a worker of the old generation takes the row's previous form.
+local function find(host, uri)
+  local row, name = hosts.find(host)
+  if not row then
+    return nil
+  end
+  local route, slash = routes.find(row, uri)
+  if route and not node.policies[route.policy] then
+    row, name = hosts.find(host, rows.previous_host)
+    if not row then
+      return nil
+    end
+    route, slash = routes.find(row, uri)
+    if route and not node.policies[route.policy] then
+      return nil
+    end
+  end
+  return row, name, route, slash
+end
+
+-- The catch-all's own paths; true: answered.
+local function own_paths(name, uri)
+  if name ~= "_" then
+    return false
+  end
+  if uri:sub(1, 8) == "/healthz" then
+    ngx.var.sluice_quiet = "1"
+    return ngx.exec("@sluice_health")
+  elseif uri:sub(1, 13) == "/nginx_status" then
+    ngx.var.sluice_quiet = "1"
+    return ngx.exec("@sluice_status")
+  end
+  return false
+end
+
+function _M.route()
+  local var = ngx.var
+  local settings = rows.settings()
+  if settings.blocks and blocked(settings) then
+    return finish(nil, 403)
+  end
+  local host, uri = var.host, var.uri
+  local row, name, route, slash = find(host, uri)
+  own_paths(name or "_", uri)
+  if not row then
+    return unmatched(settings)
+  end
+  if settings.skip_urls and routes.any(settings.skip_urls, var.request_uri) then
+    var.sluice_quiet = "1"
+  end
+  if uri == "/" and row.app_root then
+    return redirect(route, var.scheme .. "://" .. (var.http_host or host) .. row.app_root, 302)
+  end
+  if slash then
+    return add_slash()
+  end
+  if not route then
+    return unmatched(settings)
+  end
+  if not route.plain then
+    features(route, host, row)
+  end
+  if node.meta then
+    meta(route)
+    var.sluice_row = name
+  end
+  if not route.backend then
+    if name == "_" and not route.ingress then
+      return unmatched(settings)
+    end
+    var.proxy_upstream_name = "upstream-default-backend"
+    return ngx.exec(NOT_FOUND)
+  end
+  choose_backend(route, name)
+  if not route.plain then
+    access(route)
+  end
+  if too_large(route) then
+    return finish(route, 413)
+  end
+  return ngx.exec(route.exec)
+end
+
+return _M
