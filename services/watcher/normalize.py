@@ -146,8 +146,18 @@ def _typed(value: dict[str, Any], metadata: dict[str, Any], key: Key) -> AnyObje
 
 
 def _plain(message: str) -> str:
-    """msgspec's words, with what people write in manifests."""
-    return message.replace("`str`", "text (quote it)").replace("`int`", "a number").replace("`", "")
+    """msgspec's words as people write manifests."""
+    expected = message.partition(", got ")[0]
+    for type_, plain in (
+        ("`str`", "text"),
+        ("`int`", "a number"),
+        ("`object`", "a mapping"),
+        ("`array`", "a list"),
+        ("`bool`", "true or false"),
+    ):
+        message = message.replace(type_, plain)
+    hint = "; put it in quotes" if "`str`" in expected and "mapping" not in message and "list" not in message else ""
+    return (message[:1].lower() + message[1:]).replace("`", "") + hint
 
 
 def _convert(body: dict[str, Any], key: Key) -> AnyObject:

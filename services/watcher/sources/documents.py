@@ -137,17 +137,17 @@ def _load(chunk: str, line: int) -> Any:
 
 def _unreadable(chunk: str, line: int, reason: str) -> Unreadable:
     """The fast parser's complaint, with the line in the file."""
-    if found := _LINE.search(reason):
-        at = int(found[1])
-    elif duplicate := _DUPLICATE.search(reason):
+    if duplicate := _DUPLICATE.search(reason):
         at = _line_of_duplicate(chunk, duplicate[1])
+    elif found := _LINE.search(reason):
+        at = int(found[1])
     else:
         at = _line_of_yaml_error(chunk)
     return Unreadable(line + at - 1, _LINE.sub("", reason).strip())
 
 
 _LINE: Final = re.compile(r" ?at line (\d+) column \d+")
-_DUPLICATE: Final = re.compile(r'duplicate entry with key "(.*)"', re.DOTALL)
+_DUPLICATE: Final = re.compile(r'duplicate entry with key "(.*?)"(?: at line|$)', re.DOTALL)
 
 
 def _line_of_duplicate(chunk: str, key: str) -> int:
@@ -163,7 +163,7 @@ def _line_of_duplicate(chunk: str, key: str) -> int:
             if seen and (keys := seen[-1]) is not None and isinstance(event, yaml.NodeEvent):
                 if expecting_key[-1] and isinstance(event, yaml.ScalarEvent):
                     if event.value in keys and event.value == key:
-                        return int(event.start_mark.line) + 1
+                        return int(event.start_mark.line) + 1 if event.start_mark is not None else 1
                     keys.add(event.value)
                 expecting_key[-1] = not expecting_key[-1]
             if isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
@@ -229,7 +229,7 @@ class _KubectlLoader(yaml.CSafeLoader):
 
 for _tag, _pattern, _first in (
     ("bool", r"y|Y|yes|Yes|YES|n|N|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF", "yYnNtTfFoO"),
-    ("int", r"[-+]?(?:0b[01_]+|0[0-7_]+|0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)", "-+0123456789"),
+    ("int", r"[-+]?(?:0b[01_]+|0o[0-7_]+|0[0-7_]+|0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)", "-+0123456789"),
     ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+0123456789."),
     ("null", r"~|null|Null|NULL|", "~nN\0"),
     ("merge", r"<<", "<"),

@@ -1,0 +1,187 @@
+"""The webhook's certificate: made where there is none, loaded, and loaded again when it changes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from msgspec import Struct
+
+from services.shared.telemetry.logs import get_logger
+
+log = get_logger(__name__)
+
+VALID_DAYS: Final = 3650
+RENEW_BEFORE_DAYS: Final = 30
+ALARM_BEFORE_DAYS: Final = 7
+
+
+class CertificatePaths(Struct, frozen=True, kw_only=True):
+    """PEM files."""
+
+    ca: Path
+    """What clients trust."""
+    certificate: Path
+    key: Path
+
+
+def make_certificate(directory: Path, hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")) -> CertificatePaths:
+    """A certificate for `hosts` under a CA of its own, whose key is thrown away; what is there and still good is kept."""
+    paths = CertificatePaths(ca=directory / "ca.crt", certificate=directory / "tls.crt", key=directory / "tls.key")
+    if _still_good(paths, hosts):
+        return paths
+    directory.mkdir(parents=True, exist_ok=True)
+    now = datetime.now(UTC)
+    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    ca_name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "sluice webhook CA")])
+    name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "sluice webhook")])
+    ca = (
+        _builder(ca_name, ca_name, ca_key.public_key(), now)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(sign_certificates=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key()), critical=False)
+        .sign(ca_key, hashes.SHA256())
+    )
+    certificate = (
+        _builder(name, ca_name, key.public_key(), now)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(sign_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([_alternative(host) for host in hosts]), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
+        .sign(ca_key, hashes.SHA256())
+    )
+    pem, private = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    _write(paths.key, key.private_bytes(pem, private, serialization.NoEncryption()))
+    _write(paths.certificate, certificate.public_bytes(pem))
+    _write(paths.ca, ca.public_bytes(pem))
+    return paths
+
+
+def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=5))
+        .not_valid_after(now + timedelta(days=VALID_DAYS))
+    )
+
+
+def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not sign_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=sign_certificates,
+        crl_sign=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _alternative(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Atomically, readable by the owner alone."""
+    temporary = path.with_suffix(path.suffix + ".new")
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
+    temporary.replace(path)
+
+
+def _still_good(paths: CertificatePaths, hosts: tuple[str, ...]) -> bool:
+    try:
+        certificate = x509.load_pem_x509_certificate(paths.certificate.read_bytes())
+        ca = x509.load_pem_x509_certificate(paths.ca.read_bytes())
+        certificate.verify_directly_issued_by(ca)
+        named = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        server_context(paths.certificate, paths.key)
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, it is made anew
+        return False
+    enough_left = certificate.not_valid_after_utc > datetime.now(UTC) + timedelta(days=RENEW_BEFORE_DAYS)
+    return enough_left and all(_alternative(host) in named for host in hosts)
+
+
+# --- use
+
+
+def server_context(certificate: Path, key: Path, client_ca: Path | None = None) -> ssl.SSLContext:
+    """TLS 1.2 or newer, HTTP/1.1 only; with `client_ca`, clients must show a certificate. Raises OSError (ssl.SSLError is one)."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols(["http/1.1"])
+    context.load_cert_chain(certificate, key)
+    if client_ca is not None:
+        context.load_verify_locations(client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+class Reloader:
+    """Keeps a context's certificate as the files have it. A pair that does not fit together is left alone until it does."""
+
+    def __init__(self, context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+        self._context = context
+        self._certificate = certificate
+        self._key = key
+        self._seen = self._signature()
+        self.expires_at = _expiry(certificate)
+        """Unix seconds."""
+
+    async def run(self, every_seconds: float) -> None:
+        while True:
+            await asyncio.sleep(every_seconds)
+            self.check()
+
+    def check(self) -> bool:
+        """Load what has changed; True: it has."""
+        signature = self._signature()
+        if signature == self._seen:
+            return False
+        try:
+            server_context(self._certificate, self._key)  # a trial first: a context half changed would serve nobody
+            self._context.load_cert_chain(self._certificate, self._key)
+        except (OSError, ValueError) as error:
+            log.error("the new certificate cannot be used, the old one stays", certificate=self._certificate, error=error)
+            return False
+        self._seen = signature
+        self.expires_at = _expiry(self._certificate)
+        log.info("certificate loaded again", certificate=self._certificate)
+        return True
+
+    def warn_if_expiring(self) -> None:
+        left_days = (self.expires_at - datetime.now(UTC).timestamp()) / 86_400
+        if left_days < ALARM_BEFORE_DAYS:
+            log.error("the webhook's certificate expires soon", days_left=round(left_days, 1), certificate=self._certificate)
+
+    def _signature(self) -> tuple[tuple[int, int, int], ...] | None:
+        with contextlib.suppress(OSError):
+            found = [path.stat() for path in (self._certificate, self._key)]
+            return tuple((f.st_mtime_ns, f.st_ino, f.st_size) for f in found)
+        return None
+
+
+def _expiry(certificate: Path) -> float:
+    return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc.timestamp()
