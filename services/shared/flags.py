@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import msgspec
 from msgspec import Struct
 
 
@@ -21,3 +27,120 @@ class Flags(Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fi
     http_port: int = 80
     https_port: int = 443
     healthz_port: int = 10254
+
+
+class FlagError(ValueError):
+    """What is wrong with one `--set-flag`, as a sentence for whoever typed it."""
+
+
+NOT_THERE_YET: Final = frozenset(
+    """
+    annotations-prefix apiserver-host bucket-factor certificate-authority deep-inspect default-server-port disable-catch-all
+    disable-full-test disable-leader-election disable-svc-external-name disable-sync-events dynamic-configuration-retries election-id
+    election-ttl enable-annotation-validation enable-ssl-chain-completion enable-ssl-passthrough enable-topology-aware-routing
+    exclude-socket-metrics health-check-path health-check-timeout healthz-host internal-logger-address kubeconfig length-buckets
+    max-buckets maxmind-edition-ids maxmind-license-key maxmind-mirror maxmind-retries-count maxmind-retries-timeout metrics-per-host
+    metrics-per-undefined-host monitor-max-batch-size post-shutdown-grace-period profiler-address profiler-port profiling
+    publish-service publish-status-address report-node-internal-ip-address report-status-classes shutdown-grace-period size-buckets
+    ssl-passthrough-proxy-port status-port status-update-interval stream-port sync-period sync-rate-limit tcp-services-configmap
+    time-buckets udp-services-configmap update-status update-status-on-shutdown validating-webhook validating-webhook-certificate
+    validating-webhook-key version watch-namespace-selector v vmodule logtostderr alsologtostderr stderrthreshold log_dir log_file
+    log_file_max_size log_backtrace_at add_dir_header skip_headers skip_log_headers one_output legacy_stderr_threshold_behavior
+    """.split()
+)
+"""ingress-nginx's other flags: refused with a sentence of their own."""
+
+_NAME = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
+
+
+def _text(value: str) -> str:
+    if not re.fullmatch(r"[!-~]{1,253}", value, re.ASCII):
+        raise FlagError("is a name of printable characters without spaces")
+    return value
+
+
+def _reference(value: str) -> str:
+    if value and not re.fullmatch(rf"{_NAME}/{_NAME}", value, re.ASCII):
+        raise FlagError("is namespace/name, for example ingress-nginx/ingress-nginx-controller")
+    return value
+
+
+def _namespace(value: str) -> str:
+    if value and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", value, re.ASCII):
+        raise FlagError("is one namespace, or empty for all")
+    return value
+
+
+def _boolean(value: str) -> bool:
+    """The spellings that Go's flags take."""
+    if value in ("1", "t", "T", "TRUE", "true", "True"):
+        return True
+    if value in ("0", "f", "F", "FALSE", "false", "False"):
+        return False
+    raise FlagError("is true or false")
+
+
+def _port(value: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", value, re.ASCII) or not 1 <= int(value) <= 65535:
+        raise FlagError("is a port from 1 to 65535")
+    return int(value)
+
+
+_PARSERS: Final[dict[str, Callable[[str], str | bool | int]]] = {
+    "configmap": _reference,
+    "ingress-class": _text,
+    "controller-class": _text,
+    "watch-ingress-without-class": _boolean,
+    "ingress-class-by-name": _boolean,
+    "watch-namespace": _namespace,
+    "default-backend-service": _reference,
+    "default-ssl-certificate": _reference,
+    "enable-metrics": _boolean,
+    "http-port": _port,
+    "https-port": _port,
+    "healthz-port": _port,
+}
+"""One entry for each field of `Flags`."""
+
+
+def parse_flags(settings: Iterable[str]) -> Flags:
+    """`NAME=VALUE` each, leading dashes allowed, a bare boolean NAME means true; the last of a name counts. Raises FlagError."""
+    values: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        name = name.lstrip("-")
+        parser = _parser(name)
+        if not equals:
+            if parser is not _boolean:
+                raise FlagError(f"--set-flag {name} needs a value: --set-flag {name}=VALUE")
+            text = "true"
+        try:
+            values[name] = parser(text)
+        except FlagError as error:
+            raise FlagError(f"--set-flag {name}={text[:80]!r} cannot be: {name} {error}") from None
+    return msgspec.convert(values, Flags)
+
+
+def given(settings: Iterable[str]) -> frozenset[str]:
+    """The names among `settings`, to tell a flag that was set from one at its default."""
+    return frozenset(s.partition("=")[0].lstrip("-") for s in settings)
+
+
+def format_flags(flags: Flags) -> list[str]:
+    """`NAME=VALUE` for everything that is not at its default: `parse_flags(format_flags(flags)) == flags`."""
+    default = msgspec.to_builtins(Flags())
+    return [
+        f"{name}={str(value).lower() if isinstance(value, bool) else value}"
+        for name, value in msgspec.to_builtins(flags).items()
+        if value != default[name]
+    ]
+
+
+def _parser(name: str) -> Callable[[str], str | bool | int]:
+    found = _PARSERS.get(name)
+    if found is not None:
+        return found
+    if name in NOT_THERE_YET:
+        raise FlagError(f"--set-flag {name}: ingress-nginx has this flag; it is not there yet in Sluice")
+    near = difflib.get_close_matches(name, [*_PARSERS, *NOT_THERE_YET], n=1, cutoff=0)
+    raise FlagError(f"--set-flag {name[:80]!r} is no flag that ingress-nginx knows; the nearest is {near[0]}")

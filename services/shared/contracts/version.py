@@ -37,6 +37,8 @@ class Policy(Struct, frozen=True, kw_only=True):
     """First 16 hex digits of sha256 over scope, NUL and text: `policy_hash`."""
     scope: Literal["main", "events", "http", "server", "location"]
     text: str
+    snippet: bool = False
+    """Contains a tenant's own directives, which the administrator allowed."""
 
 
 class PolicyBundle(Struct, frozen=True, kw_only=True):

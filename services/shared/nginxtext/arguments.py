@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from enum import StrEnum
-from typing import Final
+from typing import Final, LiteralString
 
 TOKEN_LIMIT: Final = 4000
 
@@ -208,13 +207,6 @@ class Ciphers(Argument):
         super().__init__(quoted(text))
 
 
-class Variable(StrEnum):
-    """nginx variables that text may name. Closed: a typo is an attribute error, not a refused configuration."""
-
-    REMOTE_ADDR = "remote_addr"
-    BINARY_REMOTE_ADDR = "binary_remote_addr"
-
-
 class LogFormat(Argument):
     """A log format of the administrator's: variables stay variables, if nginx or Sluice defines them; everything else is literal."""
 
@@ -254,15 +246,25 @@ def known_variable(name: str) -> bool:
     )
 
 
-class RequestKey(Argument):
-    """limit-conn-zone-variable and its like: variables and nothing else."""
+class Constant(Argument):
+    """nginx text of our own: only literals of this code base, which type checkers enforce."""
 
     __slots__ = ()
 
-    def __init__(self, text: str) -> None:
-        if not fullmatch(r"(\$[a-z0-9_]+|\$\{[a-z0-9_]+\})+", text) or not all(known_variable(n) for n in re.findall(r"[a-z0-9_]+", text)):
+    def __init__(self, text: LiteralString) -> None:
+        super().__init__(text)
+
+
+class RequestKey(Argument):
+    """limit-conn-zone-variable and its like: known variables and nothing else, after a constant prefix."""
+
+    __slots__ = ()
+
+    def __init__(self, text: str, *, prefix: LiteralString = "") -> None:
+        names = re.findall(r"[a-z0-9_]+", text)
+        if not fullmatch(r"(\$[a-z0-9_]+|\$\{[a-z0-9_]+\})+", text) or not all(known_variable(n) for n in names):
             raise TextError("known variables such as $binary_remote_addr or $http_x_api_key")
-        super().__init__('"' + text + '"')
+        super().__init__(f'"{prefix}{text}"')
 
 
 class Snippet(Argument):

@@ -97,12 +97,12 @@ def parse(text: str) -> tuple[Directive, ...]:
     return out
 
 
-def _block(stream: Iterator[tuple[str, bool]]) -> tuple[tuple[Directive, ...], bool]:
+def _block(stream: Iterator[tuple[str, bool]], keyed: bool = False) -> tuple[tuple[Directive, ...], bool]:
     out: list[Directive] = []
     words: list[str] = []
     for token, is_quoted in stream:
         if is_quoted or token not in (";", "{", "}"):
-            if not words and is_quoted:
+            if not words and is_quoted and not keyed:
                 raise SyntaxProblem("a directive's name in quotes")
             words.append(token)
         elif token == ";":
@@ -113,7 +113,7 @@ def _block(stream: Iterator[tuple[str, bool]]) -> tuple[tuple[Directive, ...], b
         elif token == "{":
             if not words:
                 raise SyntaxProblem("a { without a directive")
-            inner, closed = _block(stream)
+            inner, closed = _block(stream, keyed=words[0] in ("map", "geo"))
             if not closed:
                 raise SyntaxProblem("a { that is not closed")
             out.append(Directive(words[0], tuple(words[1:]), inner))
