@@ -1,0 +1,411 @@
+"""The compiler's core: deltas in, changed rows, policies and verdicts out. Incremental, deterministic, isolating, and without any I/O.
+
+The state after any order of the same deltas is the same. One bad object removes only itself. An Ingress that is refused (by validation,
+or its policy by nginx) keeps the last form that was accepted, where one is known (docs/decisions/0003-last-good.md).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from services.compiler import naming
+from services.compiler.backends import Users, affinity_of, lower_backend
+from services.compiler.certificates import Certificate, certificate_of
+from services.compiler.classes import is_ours
+from services.compiler.graph import Graph, Place
+from services.compiler.hosts import CanaryEdge, LoweredHost, lower_host
+from services.compiler.ingresses import CATCH_ALL, BackendRef, ReadIngress, in_order, read_ingress
+from services.compiler.ir import LocationPolicy
+from services.compiler.locations import FIRST_PORT
+from services.compiler.policies import policy_of, render_bundle
+from services.compiler.settings import GlobalSettings, parse_settings
+from services.compiler.tables import Tables
+from services.compiler.world import World
+from services.shared.contracts.delta import Delta
+from services.shared.contracts.objects import ConfigMap, EndpointSlice, Ingress, Key, Secret
+from services.shared.contracts.problem import Problem, Reason, Verdict
+from services.shared.contracts.tables import CertificateRow, FileRow, Row, SettingsRow, TLSNameRow
+from services.shared.contracts.version import PolicyBundle
+from services.shared.flags import Flags
+
+STEP_SECONDS = 0.02
+"""How long `compile_steps` works between two yields."""
+
+
+class Output(Struct, frozen=True, kw_only=True):
+    """What has changed since the last compile."""
+
+    upsert: dict[str, bytes]
+    delete: tuple[str, ...]
+    bundle: PolicyBundle
+    bundle_changed: bool
+    verdicts: dict[Key, Verdict | None]
+    """None: without problems now, or gone."""
+
+    @property
+    def empty(self) -> bool:
+        return not (self.upsert or self.delete or self.bundle_changed)
+
+
+class Engine:
+    """One compiler. `any_address`: endpoints may be loopback or link-local (the manifests source)."""
+
+    def __init__(self, flags: Flags, *, any_address: bool = True) -> None:
+        self.flags = flags
+        self.settings = GlobalSettings()
+        self.world = World()
+        self.graph = Graph()
+        self.hosts: dict[str, LoweredHost] = {}
+        self.default_backend = _service_ref(flags.default_backend_service)
+        self._any_address = any_address
+        self._tables = Tables()
+        self._names = naming.Names()
+        self._edges: dict[BackendRef, dict[str, list[CanaryEdge]]] = {}
+        self._canary_of: dict[BackendRef, set[BackendRef]] = {}
+        self._policies: Counter[LocationPolicy] = Counter()
+        self._bundle = PolicyBundle(policies=())
+        self._good: dict[Place, list[ReadIngress]] = {}
+        """The last accepted reads of each Ingress, newest last, at most two: a policy of the newest may yet be refused."""
+        self._own_problems: dict[Key, tuple[Problem, ...]] = {}
+        self._accepted: dict[Key, bool] = {}
+        self._quarantined: dict[Place, tuple[str, Problem]] = {}
+        """Ingress -> (the refused policy, the problem). Ends when the Ingress changes."""
+        self._last_certificate: dict[Place, Certificate] = {}
+        self._dirty_ingresses: set[Place] = set()
+        self._dirty_hosts: set[str] = {CATCH_ALL}
+        self._dirty_backends: set[BackendRef] = set()
+        self._dirty_verdicts: set[Key] = set()
+        self._all_dirty = True
+        self._bundle_dirty = True
+
+    # --- in
+
+    @property
+    def rows(self) -> dict[str, bytes]:
+        """All rows as of the last compile."""
+        return self._tables.rows
+
+    def apply(self, delta: Delta) -> bool:
+        """Take one delta; whether it matters to anything."""
+        change = self.world.apply(delta)
+        if change is None:
+            return False
+        place = (delta.namespace, delta.name)
+        kind = delta.kind
+        if kind == "Ingress":
+            self._dirty_ingresses.add(place)
+        elif kind == "IngressClass":
+            self._dirty_ingresses.update((i.metadata.namespace, i.metadata.name) for i in self.world.all(Ingress))
+        elif kind == "Service":
+            self._dirty_backends |= self.graph.backends_of_service(place)
+        elif kind == "EndpointSlice":
+            for piece in change:
+                if isinstance(piece, EndpointSlice):
+                    owner = (piece.metadata.namespace, piece.metadata.labels.get("kubernetes.io/service-name", ""))
+                    self._dirty_backends |= self.graph.backends_of_service(owner)
+        elif kind == "Secret":
+            self._secret_changed(place, deleted=delta.object is None)
+        elif kind == "ConfigMap" and f"{delta.namespace}/{delta.name}" == self.flags.configmap:
+            self._settings_changed()
+        else:
+            return False
+        return True
+
+    def _secret_changed(self, place: Place, *, deleted: bool) -> None:
+        if deleted:
+            self._last_certificate.pop(place, None)
+        self._dirty_hosts |= self.graph.hosts_using_secret(place)
+        if "/".join(place) == self.flags.default_ssl_certificate:
+            self._dirty_hosts.add(CATCH_ALL)
+
+    def _settings_changed(self) -> None:
+        namespace, _, name = self.flags.configmap.partition("/")
+        found = self.world.get(ConfigMap, namespace, name)
+        key = Key("ConfigMap", namespace, name)
+        settings, problems = parse_settings(found.data if found else {}, self.settings if found else None, str(key))
+        self._own_problems[key] = tuple(problems)
+        self._dirty_verdicts.add(key)
+        if settings != self.settings:
+            self.settings = settings
+            self._all_dirty = self._bundle_dirty = True
+
+    # --- out
+
+    def compile(self) -> Output:
+        """Bring everything up to date; what has changed."""
+        for _ in self.compile_steps():
+            pass
+        return self.take()
+
+    def compile_steps(self) -> Iterator[None]:
+        """The same, yielding every `STEP_SECONDS`; `take` afterwards. Deltas must not be applied in between."""
+        due = time.monotonic() + STEP_SECONDS
+        for work in (self._read_ingresses, self._lower_hosts, self._write_names, self._lower_backends):
+            for _ in work():
+                if time.monotonic() >= due:
+                    yield
+                    due = time.monotonic() + STEP_SECONDS
+        self._tables.put("s", self._settings_row())
+        self._all_dirty = False
+
+    def take(self) -> Output:
+        upsert, delete = self._tables.take()
+        before = self._bundle
+        if self._bundle_dirty:
+            self._bundle = render_bundle(self.settings, self._policies)
+            self._bundle_dirty = False
+        verdicts = {key: self._verdict_of(key) for key in sorted(self._dirty_verdicts)}
+        self._dirty_verdicts.clear()
+        return Output(upsert=upsert, delete=delete, bundle=self._bundle, bundle_changed=self._bundle != before, verdicts=verdicts)
+
+    def _settings_row(self) -> SettingsRow:
+        s = self.settings
+        return SettingsRow(
+            use_forwarded_headers=s.use_forwarded_headers,
+            http_redirect_code=s.http_redirect_code,
+            default_backend=self.default_backend.key if self.default_backend else "",
+            log_unmatched=s.enable_access_log_for_default_backend,
+            skip_log_urls=s.skip_access_log_urls,
+            block_user_agents=s.block_user_agents,
+            block_referers=s.block_referers,
+            block_cidrs=s.block_cidrs,
+        )
+
+    # --- Ingresses
+
+    def _read_ingresses(self) -> Iterator[None]:
+        dirty = self._dirty_ingresses
+        if self._all_dirty:
+            dirty = {(i.metadata.namespace, i.metadata.name) for i in self.world.all(Ingress)} | set(self.graph.reads)
+        self._dirty_ingresses = set()
+        for place in sorted(dirty):
+            self._read_one(place)
+            yield
+
+    def _read_one(self, place: Place) -> None:
+        found = self.world.get(Ingress, *place)
+        key = Key("Ingress", *place)
+        if found is None or found.metadata.deletion_timestamp or not is_ours(found, self.world, self.flags):
+            self._forget(place, key)
+            return
+        read = read_ingress(found, self.settings)
+        good = self._good.setdefault(place, [])
+        if place in self._quarantined and (not good or good[-1] != read):
+            del self._quarantined[place]
+        if read.rejected:
+            effective = good[-1] if good else None
+        else:
+            if not good or good[-1] != read:
+                good.append(read)
+                del good[:-2]
+            effective = self._unless_quarantined(place, good)
+        self._own_problems[key] = read.problems
+        self._accepted[key] = not read.rejected
+        self._dirty_verdicts.add(key)
+        self._take_effect(place, effective)
+
+    def _unless_quarantined(self, place: Place, good: list[ReadIngress]) -> ReadIngress:
+        """The newest accepted form; the one before while nginx refuses a policy of it; closed where there is none before."""
+        if place not in self._quarantined:
+            return good[-1]
+        if len(good) > 1:
+            return good[0]
+        return replace(good[-1], denied=True, settings=replace(good[-1].settings, configuration_snippet=""))
+
+    def _take_effect(self, place: Place, read: ReadIngress | None) -> None:
+        hosts, backends = self.graph.put(place, read)
+        self._dirty_hosts |= hosts
+        self._dirty_backends |= backends
+
+    def _forget(self, place: Place, key: Key) -> None:
+        self._good.pop(place, None)
+        self._quarantined.pop(place, None)
+        self._own_problems.pop(key, None)
+        self._accepted.pop(key, None)
+        self._dirty_verdicts.add(key)
+        self._take_effect(place, None)
+
+    # --- hosts
+
+    def secret(self, namespace: str, name: str) -> Secret | None:
+        return self.world.get(Secret, namespace, name)
+
+    def _certificate(self, namespace: str, name: str) -> Certificate | None:
+        """Usable material; the last that was, while the Secret is garbage; None when it is gone."""
+        found = self.secret(namespace, name)
+        if found is None:
+            return None
+        certificate = certificate_of(found)
+        if isinstance(certificate, str):
+            return self._last_certificate.get((namespace, name))
+        self._last_certificate[(namespace, name)] = certificate
+        return certificate
+
+    def _lower_hosts(self) -> Iterator[None]:
+        dirty = self._dirty_hosts
+        if self._all_dirty:
+            dirty = dirty | self.graph.hosts() | set(self.hosts) | {CATCH_ALL}
+        self._dirty_hosts = set()
+        for host in sorted(dirty):
+            self._lower_one(host)
+            yield
+
+    def _lower_one(self, host: str) -> None:
+        before = self.hosts.get(host)
+        after = lower_host(host, self.graph.of_host(host), self, self._certificate)
+        if after is not None:
+            self.hosts[host] = after
+        else:
+            self.hosts.pop(host, None)
+        self._count_policies(before, after)
+        self._dirty_backends |= self.graph.need(host, _needs(before), _needs(after))
+        self._write_edges(host, before, after)
+        self._tables.put(f"h/{host}", after.row if after else None)
+        self._write_material(host, before, after)
+        self._names.claim(host, after.aliases if after else (), after.owner if after else None, exists=after is not None)
+        for lowered in (before, after):
+            for ref, _ in lowered.problems if lowered else ():
+                self._dirty_verdicts.add(Key("Ingress", *ref.split("/", 1)))
+
+    def _count_policies(self, before: LoweredHost | None, after: LoweredHost | None) -> None:
+        for location in before.locations if before else ():
+            self._policies[location.policy] -= 1
+            if not self._policies[location.policy]:
+                del self._policies[location.policy]
+                self._bundle_dirty = True
+        for location in after.locations if after else ():
+            self._bundle_dirty |= location.policy not in self._policies
+            self._policies[location.policy] += 1
+
+    def _write_edges(self, host: str, before: LoweredHost | None, after: LoweredHost | None) -> None:
+        old, new = before.edges if before else (), after.edges if after else ()
+        if old == new:
+            return
+        for edge in old:
+            self._edges.get(edge.primary, {}).pop(host, None)
+        for edge in new:
+            mine = self._edges.setdefault(edge.primary, {}).setdefault(host, [])
+            mine.append(edge)
+        for edge in (*old, *new):
+            self._dirty_backends |= {edge.primary, edge.canary}
+            self._canary_of.setdefault(edge.canary, set()).add(edge.primary)
+
+    def _write_material(self, host: str, before: LoweredHost | None, after: LoweredHost | None) -> None:
+        """Certificates and files of a host."""
+        rows: dict[str, Row] = {}
+        certificate = after.certificate if after else None
+        if host == CATCH_ALL and self.flags.default_ssl_certificate:
+            namespace, _, name = self.flags.default_ssl_certificate.partition("/")
+            certificate = self._certificate(namespace, name)
+        if certificate is not None:
+            rows[f"c/{certificate.digest}"] = CertificateRow(chain=certificate.chain, key=certificate.key)
+        self._tables.put(f"t/{host}", TLSNameRow(certificate=certificate.digest) if certificate else None)
+        for digest, content in (f for lo in (after.locations if after else ()) for f in lo.files):
+            rows[f"f/{digest}"] = FileRow(content=content)
+        self._tables.own(host, self._names.material.get(host, ()), rows)
+        self._names.material[host] = tuple(rows)
+
+    def _write_names(self) -> Iterator[None]:
+        for key, row in self._names.rows(self.hosts):
+            self._tables.put(key, row)
+            yield
+
+    # --- backends
+
+    def _lower_backends(self) -> Iterator[None]:
+        dirty = self._dirty_backends
+        if self._all_dirty:
+            dirty = dirty | self.graph.all_needed()
+        self._dirty_backends = set()
+        dirty |= {edge.canary for ref in dirty for edges in self._edges.get(ref, {}).values() for edge in edges}
+        for ref in sorted(dirty):
+            self._lower_backend(ref)
+            yield
+
+    def edges_of(self, ref: BackendRef) -> list[CanaryEdge]:
+        """Its canaries, those of the oldest Ingress first."""
+        edges = [e for mine in self._edges.get(ref, {}).values() for e in mine]
+        order = {i.ref: n for n, i in enumerate(in_order(list({e.ingress.ref: e.ingress for e in edges}.values())))}
+        return sorted(edges, key=lambda e: (order[e.ingress.ref], e.canary.key))
+
+    def _users(self, ref: BackendRef) -> Users:
+        primary = None
+        for candidate in sorted(self._canary_of.get(ref, ())):
+            if any(e.canary == ref for e in self.edges_of(candidate)):
+                primary = affinity_of(candidate, Users(ingresses=self.graph.of_backend(candidate), edges=[]))
+                break
+        return Users(ingresses=self.graph.of_backend(ref), edges=self.edges_of(ref), primary=primary)
+
+    def _lower_backend(self, ref: BackendRef) -> None:
+        wanted = self.graph.needed(ref) or any(
+            e.canary == ref for p in self._canary_of.get(ref, ()) for mine in self._edges.get(p, {}).values() for e in mine
+        )
+        row = lower_backend(ref, self._users(ref), self.world, self.settings, any_address=self._any_address) if wanted else None
+        if row is not None and ref == self.default_backend:
+            row = replace(row, name="upstream-default-backend")
+        self._tables.put(f"b/{ref.key}", row)
+
+    # --- verdicts
+
+    def _verdict_of(self, key: Key) -> Verdict | None:
+        problems = list(self._own_problems.get(key, ()))
+        place = (key.namespace, key.name)
+        read = self.graph.reads.get(place) if key.kind == "Ingress" else None
+        if read is not None:
+            for host in sorted(self.graph.hosts_of(read)):
+                lowered = self.hosts.get(host)
+                problems += [p for ref, p in (lowered.problems if lowered else ()) if ref == read.ref]
+        if place in self._quarantined and key.kind == "Ingress":
+            problems.append(self._quarantined[place][1])
+        if not problems:
+            return None
+        accepted = self._accepted.get(key, True) and place not in self._quarantined
+        unique = tuple(dict.fromkeys(problems))
+        return Verdict(kind=key.kind, namespace=key.namespace, name=key.name, accepted=accepted, problems=unique)
+
+    def verdict(self, key: Key) -> Verdict | None:
+        """What is wrong with one object now; None: nothing."""
+        return self._verdict_of(key)
+
+    def row_keys(self, namespace: str, name: str) -> tuple[str, ...]:
+        """The host rows that an Ingress is part of."""
+        read = self.graph.reads.get((namespace, name))
+        return tuple(f"h/{h}" for h in sorted(self.graph.hosts_of(read))) if read else ()
+
+    # --- policies that nginx refuses
+
+    def quarantine(self, policy_hash: str, words: str) -> list[str]:
+        """nginx refuses a policy: the Ingresses that need it go back to their last good form. Returns their names."""
+        culprits: dict[str, ReadIngress] = {}
+        for lowered in self.hosts.values():
+            for location in lowered.locations:
+                if location.route.policy == policy_hash and location.ingress is not None:
+                    culprits[location.ingress.ref] = location.ingress
+        for ingress in culprits.values():
+            place = (ingress.namespace, ingress.name)
+            self._quarantined[place] = (policy_hash, _refused(ingress, words))
+            self._dirty_ingresses.add(place)
+        return sorted(culprits)
+
+    def uses_policy(self, policy_hash: str) -> bool:
+        return any(policy_of(p, self.settings).hash == policy_hash for p in self._policies)
+
+
+def _refused(ingress: ReadIngress, words: str) -> Problem:
+    snippet = bool(ingress.settings.configuration_snippet)
+    field = "metadata.annotations[nginx.ingress.kubernetes.io/configuration-snippet]" if snippet else "metadata.annotations"
+    return Problem(reason=Reason.REFUSED_BY_NGINX, field=field, message=f"nginx refuses what it makes: {words}; its last good form stays")
+
+
+def _service_ref(flag: str) -> BackendRef | None:
+    namespace, slash, name = flag.partition("/")
+    return BackendRef(namespace, name, FIRST_PORT) if slash and namespace and name else None
+
+
+def _needs(lowered: LoweredHost | None) -> set[BackendRef]:
+    return {ref for location in lowered.locations for ref in location.backends} if lowered else set()

@@ -1,0 +1,298 @@
+"""One location of a host: what of it is policy (text) and what is data (a route)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Literal, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from services.compiler.annotations.registry import PREFIX
+from services.compiler.annotations.settings import IngressSettings
+from services.compiler.ingresses import BackendRef, ReadIngress
+from services.compiler.ir import LocationPolicy
+from services.compiler.policies import policy_of
+from services.compiler.settings import GlobalSettings
+from services.shared.contracts.objects import Secret
+from services.shared.contracts.problem import Problem, Reason
+from services.shared.contracts.tables import BasicAuth, Cors, ExternalAuth, Redirect, Rewrite, Route
+from services.shared.nginxtext.arguments import size_bytes
+from services.shared.nginxtext.regex import bounded
+
+T = TypeVar("T")
+
+FIRST_PORT = "*"
+"""The port of a reference to "the first port of the Service"."""
+
+_IN_CLUSTER = re.compile(r"([a-z0-9-]{1,63})\.([a-z0-9-]{1,63})\.svc(\.[a-z0-9.-]+)?", re.ASCII)
+
+
+class Surroundings(Protocol):
+    """What a location needs to know beyond its Ingress."""
+
+    settings: GlobalSettings
+    default_backend: BackendRef | None
+
+    def secret(self, namespace: str, name: str) -> Secret | None: ...
+
+
+class Location(Struct, frozen=True, kw_only=True):
+    """One location, lowered."""
+
+    path: str
+    path_type: str
+    ingress: ReadIngress | None
+    """None: the catch-all's own default location."""
+    field: str
+    automatic: bool
+    """The host's default location, which a rule for `/` replaces."""
+    route: Route
+    policy: LocationPolicy
+    regex: bool = False
+    files: tuple[tuple[str, str], ...] = ()
+    """(sha256, content) of files that the route names."""
+    backends: tuple[BackendRef, ...] = ()
+    """Everything the route may send to."""
+    problems: tuple[Problem, ...] = ()
+
+
+def _pick(own: T | None, inherited: T) -> T:
+    return inherited if own is None else own
+
+
+def location_policy(s: IngressSettings, g: GlobalSettings) -> LocationPolicy:
+    """The policy of an Ingress's locations, before what depends on the single path."""
+    next_upstream = _pick(s.proxy_next_upstream, g.proxy_next_upstream)
+    if g.retry_non_idempotent and "non_idempotent" not in next_upstream:
+        next_upstream = (*next_upstream, "non_idempotent")
+    signin = bool(s.auth_url and s.auth_signin)
+    own_errors = s.custom_http_errors
+    inherited_errors = () if signin else g.custom_http_errors
+    return LocationPolicy(
+        protocol=s.backend_protocol,  # type: ignore[arg-type]  # one of the four: values.protocol
+        connect_timeout=_pick(s.proxy_connect_timeout, g.proxy_connect_timeout),
+        send_timeout=_pick(s.proxy_send_timeout, g.proxy_send_timeout),
+        read_timeout=_pick(s.proxy_read_timeout, g.proxy_read_timeout),
+        body_size=_pick(s.proxy_body_size, g.proxy_body_size),
+        buffering=_pick(s.proxy_buffering, g.proxy_buffering),
+        buffer_size=_pick(s.proxy_buffer_size, g.proxy_buffer_size),
+        buffers_number=_pick(s.proxy_buffers_number, g.proxy_buffers_number),
+        busy_buffers_size=_pick(s.proxy_busy_buffers_size, g.proxy_busy_buffers_size),
+        request_buffering=_pick(s.proxy_request_buffering, g.proxy_request_buffering),
+        http_version=_pick(s.proxy_http_version, g.proxy_http_version),  # type: ignore[arg-type]  # 1.0 or 1.1
+        max_temp_file_size=_pick(s.proxy_max_temp_file_size, g.proxy_max_temp_file_size),
+        next_upstream=next_upstream,
+        next_upstream_tries=_pick(s.proxy_next_upstream_tries, g.proxy_next_upstream_tries),
+        next_upstream_timeout=_pick(s.proxy_next_upstream_timeout, g.proxy_next_upstream_timeout),
+        basic_auth=bool(s.auth_type),
+        external_auth=bool(s.auth_url),
+        signin=signin,
+        cors=s.enable_cors,
+        limit_rps=s.limit_rps,
+        limit_rpm=s.limit_rpm,
+        limit_burst_multiplier=s.limit_burst_multiplier if s.limit_rps or s.limit_rpm else 5,
+        limit_connections=s.limit_connections,
+        error_codes=_pick(own_errors, inherited_errors),
+        intercept_upstream_errors=not (s.disable_proxy_intercept_errors or g.disable_proxy_intercept_errors),
+        snippet=s.configuration_snippet,
+    )
+
+
+def cors_of(s: IngressSettings) -> Cors | None:
+    """The cors part of a route; None: off, or no origin that can match."""
+    if not s.enable_cors:
+        return None
+    any_origin = "*" in s.cors_allow_origin
+    patterns = [_origin_pattern(o) for o in s.cors_allow_origin if o == "null" or "://" in o]
+    if not any_origin and not patterns:
+        return None
+    return Cors(
+        any_origin=any_origin,
+        origins=() if any_origin else tuple(patterns),
+        methods=s.cors_allow_methods,
+        headers=s.cors_allow_headers,
+        expose=s.cors_expose_headers,
+        credentials=s.cors_allow_credentials,
+        max_age=s.cors_max_age,
+    )
+
+
+def _origin_pattern(origin: str) -> str:
+    """`*.` is one label. Anchored at both ends: a suffix match would let `https://evil-https://app.example.com` in."""
+    return "^" + re.escape(origin).replace(r"://\*\.", r"://[A-Za-z0-9-]+\.") + "$"
+
+
+def _external_auth(ingress: ReadIngress) -> tuple[ExternalAuth, tuple[BackendRef, ...]]:
+    s = ingress.settings
+    target = urlsplit(s.auth_url)
+    found = _IN_CLUSTER.fullmatch(target.hostname or "") if "$" not in target.netloc else None
+    refs: tuple[BackendRef, ...] = ()
+    if found:
+        refs = (BackendRef(found[2], found[1], str(target.port or (443 if target.scheme == "https" else 80))),)
+    auth = ExternalAuth(
+        url=s.auth_url,
+        backend=refs[0].key if refs else "",
+        method=s.auth_method,
+        response_headers=s.auth_response_headers,
+        signin=s.auth_signin,
+        signin_redirect_param=s.auth_signin_redirect_param,
+        request_redirect=s.auth_request_redirect,
+        always_set_cookie=s.auth_always_set_cookie,
+    )
+    return auth, refs
+
+
+def users_of(secret: Secret, kind: str) -> str | None:
+    """The htpasswd text of a Secret; None: it has none."""
+    try:
+        if kind == "auth-map":
+            users = sorted((u, h.decode("ascii").strip()) for u, h in secret.data.items())
+            if not users or any(c in u + h for u, h in users for c in ":\n\r\0" if c in u or c in "\n\r\0"):
+                return None
+            return "".join(f"{u}:{h}\n" for u, h in users)
+        text = secret.data["auth"].decode("utf-8")
+    except (KeyError, UnicodeDecodeError):
+        return None
+    return text if text.endswith("\n") else text + "\n"
+
+
+def _denied(field: str, message: str) -> Problem:
+    return Problem(reason=Reason.REFERENCE_NOT_FOUND, field=field, message=f"{message}; its routes answer 503", example="users")
+
+
+def _basic_auth(ingress: ReadIngress, around: Surroundings) -> tuple[BasicAuth, str] | Problem:
+    s = ingress.settings
+    namespace, _, name = s.auth_secret.rpartition("/")
+    field = f"metadata.annotations[{PREFIX}auth-secret]"
+    secret = around.secret(namespace or ingress.namespace, name)
+    if secret is None:
+        return _denied(field, f"names the Secret {namespace or ingress.namespace}/{name}, which does not exist")
+    content = users_of(secret, s.auth_secret_type)
+    if content is None:
+        wanted = "a key auth with htpasswd lines" if s.auth_secret_type == "auth-file" else "users as keys and hashes as values"
+        return _denied(field, f"names a Secret without {wanted}")
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    return BasicAuth(file=digest, realm=s.auth_realm), content
+
+
+def _redirect(s: IngressSettings) -> Redirect | None:
+    if s.temporal_redirect:
+        return Redirect(url=s.temporal_redirect, code=s.temporal_redirect_code)
+    if s.permanent_redirect:
+        return Redirect(url=s.permanent_redirect, code=s.permanent_redirect_code)
+    return None
+
+
+def make_location(
+    ingress: ReadIngress,
+    path: str,
+    path_type: str,
+    backend: BackendRef | None,
+    field: str,
+    around: Surroundings,
+    *,
+    automatic: bool = False,
+) -> Location:
+    """Lower one path of an Ingress. `backend` None: the global default backend."""
+    s, g = ingress.settings, around.settings
+    policy = location_policy(s, g)
+    rewritten = ingress.rewrites(path)
+    problems: list[Problem] = []
+    files: list[tuple[str, str]] = []
+    deny = 503 if ingress.denied else 0
+    open_path = any(path.startswith(p) for p in g.no_auth_locations)
+    if open_path:
+        policy = replace(policy, basic_auth=False, external_auth=False, signin=False)
+    basic = auth = None
+    refs: list[BackendRef] = []
+    if policy.basic_auth and not deny:
+        found = _basic_auth(ingress, around)
+        if isinstance(found, Problem):
+            problems.append(found)
+            deny = 503
+        else:
+            basic = found[0]
+            files.append((basic.file, found[1]))
+    if policy.external_auth:
+        auth, auth_refs = _external_auth(ingress)
+        refs += auth_refs
+    default = around.default_backend
+    target = backend or default
+    if backend is None:
+        policy = replace(policy, protocol="HTTP")  # ingress-nginx: the global default backend is plain HTTP
+    cors = cors_of(s)
+    policy = replace(policy, cors=cors is not None, forwarded_prefix=rewritten and bool(s.x_forwarded_prefix))
+    standin = BackendRef(ingress.namespace, s.default_backend, FIRST_PORT) if s.default_backend else None
+    refs += [r for r in (target, standin) if r is not None]
+    allow = s.allowlist_source_range or s.whitelist_source_range or g.whitelist_source_range
+    route = Route(
+        policy=policy_of(policy, g).hash,
+        backend=target.key if target else "",
+        namespace=ingress.namespace,
+        ingress=ingress.name,
+        service=target.service if target else "",
+        port=target.port if target else "",
+        path=path,
+        deny=deny,
+        redirect=_redirect(s),
+        ssl_redirect=_ssl_redirect(s, g, path),
+        preserve_trailing_slash=_pick(s.preserve_trailing_slash, g.preserve_trailing_slash),
+        port_in_redirect=_pick(s.use_port_in_redirects, g.use_port_in_redirects),
+        rewrite=Rewrite(pattern=bounded(path), target=s.rewrite_target) if rewritten else None,
+        forwarded_prefix=s.x_forwarded_prefix if rewritten else "",
+        body_size=size_bytes(policy.body_size),
+        vhost=s.upstream_vhost,
+        allow=allow,
+        block=_pick(s.denylist_source_range, g.denylist_source_range),
+        basic=basic,
+        auth=auth,
+        cors=cors,
+        limit_key=f"{ingress.namespace}/{ingress.name}/{ingress.uid} " if s.limit_rps or s.limit_rpm or s.limit_connections else "",
+        errors=policy.error_codes,
+        error_backend=standin.key if standin and policy.error_codes else "",
+        standin=standin.key if standin else "",
+        access_log=s.enable_access_log,
+    )
+    return Location(
+        path=path,
+        path_type=path_type,
+        ingress=ingress,
+        field=field,
+        automatic=automatic,
+        route=route,
+        policy=policy,
+        regex=s.use_regex or rewritten,
+        files=tuple(files),
+        backends=tuple(refs),
+        problems=tuple(problems),
+    )
+
+
+def _ssl_redirect(s: IngressSettings, g: GlobalSettings, path: str) -> Literal["", "tls", "force"]:
+    if any(path.startswith(p) for p in g.no_tls_redirect_locations):
+        return ""
+    if _pick(s.force_ssl_redirect, g.force_ssl_redirect):
+        return "force"
+    return "tls" if _pick(s.ssl_redirect, g.ssl_redirect) else ""
+
+
+def unclaimed_location(around: Surroundings) -> Location:
+    """The catch-all's default location while no Ingress claims it: the global default backend, nothing else."""
+    policy = replace(location_policy(IngressSettings(), around.settings), error_codes=around.settings.custom_http_errors)
+    default = around.default_backend
+    route = Route(
+        policy=policy_of(policy, around.settings).hash, backend=default.key if default else "", path="/", errors=policy.error_codes
+    )
+    return Location(
+        path="/",
+        path_type="Prefix",
+        ingress=None,
+        field="",
+        automatic=True,
+        route=route,
+        policy=policy,
+        backends=(default,) if default else (),
+    )

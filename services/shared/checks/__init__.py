@@ -1,0 +1,1 @@
+"""What can be said of an object by itself: pure checks that the compiler and the webhook share."""
