@@ -90,6 +90,16 @@ class Engine:
         """All rows as of the last compile."""
         return self._tables.rows
 
+    @property
+    def bundle(self) -> PolicyBundle:
+        """The policies as of the last `take`."""
+        return self._bundle
+
+    def knows(self, namespace: str, name: str) -> bool:
+        """Whether there is such an Ingress, and it is ours."""
+        found = self.world.get(Ingress, namespace, name)
+        return found is not None and is_ours(found, self.world, self.flags)
+
     def apply(self, delta: Delta) -> bool:
         """Take one delta; whether it matters to anything."""
         change = self.world.apply(delta)

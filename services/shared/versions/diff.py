@@ -1,0 +1,65 @@
+"""What differs between two versions, and which objects caused it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from services.shared.bus.port import Bus
+from services.shared.contracts.version import Cause, Policy
+from services.shared.versions.read import Unreadable, bundle_of, rows_of, stored
+
+SECRET_ROWS = ("c/", "f/")
+
+
+class RowChange(Struct, frozen=True, kw_only=True):
+    """One row. `before` or `after` None: not there. Secret rows show only that they differ."""
+
+    key: str
+    before: Any = None
+    after: Any = None
+
+
+class VersionDiff(Struct, frozen=True, kw_only=True):
+    """From version `before` to version `after`."""
+
+    before: str
+    after: str
+    causes: tuple[Cause, ...]
+    """Of all versions in between."""
+    rows: tuple[RowChange, ...]
+    policies_added: tuple[Policy, ...]
+    policies_removed: tuple[Policy, ...]
+
+
+async def diff(bus: Bus, group: str, a: int, b: int) -> VersionDiff:
+    """Compare versions by number (of equal numbers, the newest epoch's). Raises Unreadable."""
+    manifests = await stored(bus, group)
+    by_number = {m.number: m for m in manifests}
+    missing = [n for n in (a, b) if n not in by_number]
+    if missing:
+        kept = f"{manifests[0].number} to {manifests[-1].number} are" if manifests else "none is"
+        raise Unreadable(f"version {missing[0]} is not kept; {kept}")
+    first, second = by_number[a], by_number[b]
+    rows_a, rows_b = await rows_of(bus, first, manifests), await rows_of(bus, second, manifests)
+    policies_a = {p.hash: p for p in (await bundle_of(bus, first)).policies}
+    policies_b = {p.hash: p for p in (await bundle_of(bus, second)).policies}
+    low, high = sorted((a, b))
+    causes = {(c.kind, c.namespace, c.name): c for m in manifests if low < m.number <= high for c in m.causes}
+    keys = sorted(k for k in rows_a.keys() | rows_b.keys() if rows_a.get(k) != rows_b.get(k))
+    return VersionDiff(
+        before=str(first.id),
+        after=str(second.id),
+        causes=tuple(causes[k] for k in sorted(causes)),
+        rows=tuple(RowChange(key=k, before=_shown(k, rows_a.get(k)), after=_shown(k, rows_b.get(k))) for k in keys),
+        policies_added=tuple(policies_b[h] for h in sorted(policies_b.keys() - policies_a.keys())),
+        policies_removed=tuple(policies_a[h] for h in sorted(policies_a.keys() - policies_b.keys())),
+    )
+
+
+def _shown(key: str, row: bytes | None) -> Any:
+    if row is None:
+        return None
+    return "<redacted>" if key.startswith(SECRET_ROWS) else msgspec.json.decode(row)

@@ -1,0 +1,108 @@
+"""Reading versions: the nearest checkpoint at or before, and the deltas up to it; what comes out is proved by its digest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from services.shared.bus.port import Bus
+from services.shared.contracts.subjects import CONFIG_STREAM, VERSIONS_KEPT, config_subject
+from services.shared.contracts.version import (
+    Checkpoint,
+    Manifest,
+    PolicyBundle,
+    TableDelta,
+    TableDigest,
+    decode_bundle,
+    decode_manifest,
+    decode_shard,
+)
+
+
+class Unreadable(Exception):
+    """A version's content is not there, or is not what its digest says. The message says which part."""
+
+
+async def stored(bus: Bus, group: str) -> list[Manifest]:
+    """Every manifest that the stream still holds, oldest first; more than `history` shows."""
+    messages = await bus.history(CONFIG_STREAM, config_subject(group))
+    return [decode_manifest(m.payload) for m in messages]
+
+
+async def history(bus: Bus, group: str) -> list[Manifest]:
+    """The versions that can be shown, compared and rolled back to, oldest first."""
+    return (await stored(bus, group))[-VERSIONS_KEPT:]
+
+
+async def head(bus: Bus, group: str) -> tuple[Manifest, int] | None:
+    """The newest manifest and its stream sequence; None: there is none yet."""
+    message = await bus.last(CONFIG_STREAM, config_subject(group))
+    return (decode_manifest(message.payload), message.sequence) if message else None
+
+
+async def bundle_of(bus: Bus, manifest: Manifest) -> PolicyBundle:
+    """Raises Unreadable."""
+    data = await bus.get_blob(manifest.policy_digest)
+    if data is None:
+        raise Unreadable(f"the policies of version {manifest.id} ({manifest.policy_digest[:12]}) are not stored")
+    return decode_bundle(data)
+
+
+async def rows_of(bus: Bus, manifest: Manifest, manifests: Sequence[Manifest]) -> dict[str, bytes]:
+    """All rows of one version. `manifests`: what is stored of its group (`stored`). Raises Unreadable."""
+    checkpoint = manifest.checkpoint
+    if checkpoint is None:
+        raise Unreadable(f"version {manifest.id} names no checkpoint")
+    rows = await checkpoint_rows(bus, checkpoint)
+    between = {m.number: m for m in manifests if m.epoch == manifest.epoch and checkpoint.number < m.number <= manifest.number}
+    between[manifest.number] = manifest
+    for number in range(checkpoint.number + 1, manifest.number + 1):
+        step = between.get(number)
+        if step is None or step.delta is None:
+            raise Unreadable(f"version {manifest.epoch}.{number}, between checkpoint and version {manifest.id}, is not stored")
+        apply_delta(rows, step.delta)
+    prove(rows, manifest.tables_digest, f"version {manifest.id}")
+    return rows
+
+
+async def checkpoint_rows(bus: Bus, checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Raises Unreadable."""
+    rows: dict[str, bytes] = {}
+    for digest in checkpoint.shards:
+        data = await bus.get_blob(digest)
+        if data is None:
+            raise Unreadable(f"shard {digest[:12]} of checkpoint {checkpoint.number} is not stored")
+        rows.update((key, bytes(raw)) for key, raw in decode_shard(data).items())
+    prove(rows, checkpoint.tables_digest, f"checkpoint {checkpoint.number}")
+    return rows
+
+
+def apply_delta(rows: dict[str, bytes], delta: TableDelta) -> None:
+    for key in delta.delete:
+        rows.pop(key, None)
+    rows.update((key, bytes(raw)) for key, raw in delta.upsert.items())
+
+
+def digest_of(rows: dict[str, bytes]) -> TableDigest:
+    digest = TableDigest()
+    for key, row in rows.items():
+        digest.add(key, row)
+    return digest
+
+
+def prove(rows: dict[str, bytes], tables_digest: str, what: str) -> None:
+    """Raises Unreadable."""
+    found = digest_of(rows).hex
+    if found != tables_digest:
+        raise Unreadable(f"the rows of {what} have digest {found[:12]}, not {tables_digest[:12]}")
+
+
+def as_delta(upsert: dict[str, bytes], delete: tuple[str, ...]) -> TableDelta:
+    return TableDelta(upsert={k: msgspec.Raw(v) for k, v in upsert.items()}, delete=delete)
+
+
+def difference(before: dict[str, bytes], after: dict[str, bytes]) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """(rows to upsert, keys to delete) that make `after` out of `before`."""
+    upsert = {k: v for k, v in after.items() if before.get(k) != v}
+    return upsert, tuple(sorted(before.keys() - after.keys()))

@@ -1,0 +1,69 @@
+"""A follower's copy of a group's rows, moved from version to version: by an inline delta where it fits, else from a checkpoint."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec import Struct
+
+from services.shared.bus.port import Bus
+from services.shared.contracts.version import Manifest, TableDigest, VersionId, version_digest
+from services.shared.versions.read import apply_delta, difference, digest_of, rows_of, stored
+
+NOTHING: Final = VersionId(0, 0)
+
+
+class Move(Struct, frozen=True, kw_only=True):
+    """What changes between the version held before and the one held now."""
+
+    upsert: dict[str, bytes]
+    delete: tuple[str, ...]
+    replaced: dict[str, bytes | None]
+    """What stood under each touched key before; None: nothing."""
+
+
+class Replica:
+    """The rows of one version, with their digest."""
+
+    def __init__(self, id: VersionId = NOTHING, digest: str = "", rows: dict[str, bytes] | None = None) -> None:
+        self.id = id
+        self.digest = digest
+        """Of the whole version; empty: none is held."""
+        self.rows = rows if rows is not None else {}
+        self._tables = digest_of(self.rows)
+
+    @property
+    def row_bytes(self) -> int:
+        return self._tables.row_bytes
+
+    def inline(self, manifest: Manifest) -> Move | None:
+        """Move by the manifest's own delta; None where it does not fit what is held, or its digest does not come out."""
+        if manifest.delta is None or manifest.parent != self.digest or not self.digest:
+            return None
+        upsert = {k: bytes(raw) for k, raw in manifest.delta.upsert.items()}
+        tables = self._tables.copy()
+        for key in (*upsert, *manifest.delta.delete):
+            if key in self.rows:
+                tables.remove(key, self.rows[key])
+        for key, row in upsert.items():
+            tables.add(key, row)
+        if tables.hex != manifest.tables_digest or manifest.digest != version_digest(manifest.policy_digest, tables.hex):
+            return None
+        replaced = {k: self.rows.get(k) for k in (*upsert, *manifest.delta.delete)}
+        apply_delta(self.rows, manifest.delta)
+        self._take(manifest, tables)
+        return Move(upsert=upsert, delete=manifest.delta.delete, replaced=replaced)
+
+    async def fetch(self, bus: Bus, manifest: Manifest) -> Move:
+        """Move by checkpoint and deltas. Raises Unreadable, and what the bus raises; nothing has changed then."""
+        rows = await rows_of(bus, manifest, await stored(bus, manifest.group))
+        upsert, delete = difference(self.rows, rows)
+        replaced = {k: self.rows.get(k) for k in (*upsert, *delete)}
+        self.rows = rows
+        self._take(manifest, digest_of(rows))
+        return Move(upsert=upsert, delete=delete, replaced=replaced)
+
+    def _take(self, manifest: Manifest, tables: TableDigest) -> None:
+        self._tables = tables
+        self.id = manifest.id
+        self.digest = manifest.digest
