@@ -29,6 +29,7 @@ class Pipeline:
         self._selection = Selection(options.flags)
         self._publisher = Publisher(bus, max_delta_bytes=options.max_delta_bytes)
         self._stale = False
+        self._leading = True
 
     async def begin(self) -> None:
         """Learn what the stream holds, before the first round. Raises BusUnavailable."""
@@ -39,13 +40,22 @@ class Pipeline:
         """The next round reads the stream again before it publishes."""
         self._stale = True
 
+    def stand_by(self) -> None:
+        """Publish nothing any more: a watcher of a later epoch does."""
+        self._leading = False
+
+    def lead(self) -> None:
+        """Publish again, under an epoch of its own, what the stream then lacks."""
+        self._leading = True
+        self._stale = True
+
     async def round(self, paths: Collection[str] | None, *, mark: bool = False, observed_at: float = 0.0) -> float:
         """Look at `paths` (None: at everything), publish what differs, and the mark (`mark`: even if nothing does).
 
         Returns after how many seconds to look again at what was in the middle of a change; 0: nothing was. `observed_at` is when an event
         told of the change, unix seconds. Raises BusUnavailable: what was found is kept and goes with the next round.
         """
-        if self._stale:
+        if self._stale and self._leading:
             await self._bus.ensure()
             await self._publisher.read()
             self._stale = False
@@ -55,7 +65,7 @@ class Pipeline:
         if selected:
             self._publisher.want(selected, observed_at=started, traces=traces(selected, started))
         # Before the directory has been listed once, what is not there is only not known.
-        if self._source.complete:
+        if self._source.complete and self._leading:
             await self._flush(mark=mark)
         return changes.again_after_seconds
 
@@ -79,7 +89,11 @@ class Pipeline:
 
     @property
     def synced(self) -> bool:
-        return self._source.complete and self._publisher.settled
+        return self._leading and self._source.complete and self._publisher.settled
+
+    @property
+    def leading(self) -> bool:
+        return self._leading
 
     @property
     def epoch(self) -> int:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 from msgspec import Struct
 
-from services.shared.bus.port import Bus, Message, TooLarge
+from services.shared.bus.port import Message, TooLarge
 from services.shared.contracts import subjects
 from services.shared.contracts.delta import Delta, KindState, SyncMark, decode_delta, decode_sync_mark, encode_delta, object_digest
 from services.shared.contracts.objects import KINDS, AnyObject, Key
@@ -49,6 +49,14 @@ class _Outgoing(Struct, kw_only=True):
     after: int | None
 
 
+class Store(Protocol):
+    """The part of a bus that is needed here."""
+
+    async def history(self, stream: str, subject: str, *, limit: int = 0) -> list[Message]: ...
+
+    async def publish_many(self, messages: list[Wire]) -> int: ...
+
+
 class _Pending(Struct, kw_only=True):
     """An object whose wanted state may differ from the stream's."""
 
@@ -59,7 +67,7 @@ class _Pending(Struct, kw_only=True):
 class Publisher:
     """See the module. The caller holds one lock around all of it."""
 
-    def __init__(self, bus: Bus, *, max_delta_bytes: int = MAX_DELTA_BYTES) -> None:
+    def __init__(self, bus: Store, *, max_delta_bytes: int = MAX_DELTA_BYTES) -> None:
         self._bus = bus
         self._max_delta_bytes = max_delta_bytes
         self._wanted: dict[Key, AnyObject] = {}
@@ -206,6 +214,7 @@ class Publisher:
     async def _send(self, batch: list[_Outgoing], *, last: bool) -> None:
         """One pipeline; the mark rides at the end of the last one."""
         self._marked = False
+        unsure = self._unsure & {out.key for out in batch}
         for out in batch:
             # Until the acknowledgement either state may be the stored one. The sums already say what the mark must.
             self._unsure.add(out.key)
@@ -214,7 +223,7 @@ class Publisher:
         try:
             await self._publish([*messages, self._mark()] if last else messages)
         except TooLarge:
-            self._lower_limit(batch)
+            self._lower_limit(batch, unsure)
             raise
         for trace in {id(t): t for out in batch if (t := self._pending[out.key].trace)}.values():
             trace.published(self.sequence)
@@ -223,12 +232,12 @@ class Publisher:
             del self._pending[out.key]
         self._marked = last
 
-    def _lower_limit(self, batch: list[_Outgoing]) -> None:
+    def _lower_limit(self, batch: list[_Outgoing], unsure: set[Key]) -> None:
         """This server takes less than we thought: the largest of these, for one, cannot have been stored."""
         self._max_delta_bytes = max(len(out.message[1]) for out in batch) - 1
         for out in batch:
-            if len(out.message[1]) > self._max_delta_bytes:
-                self._store(out.key, out.before)
+            self._store(out.key, out.before)  # all of them are compared and sent again
+            if len(out.message[1]) > self._max_delta_bytes and out.key not in unsure:
                 self._unsure.discard(out.key)
 
     async def _publish(self, messages: list[Wire]) -> None:

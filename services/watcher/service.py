@@ -28,6 +28,8 @@ log = get_logger(__name__)
 PROBLEMS_REPORTED: Final = 100
 RETRY_SECONDS: Final = (0.05, 2.0)
 """First and longest wait after the bus refused."""
+MARKS_MISSED: Final = 3
+"""A watcher that stands by takes over when it has missed so many periodic marks."""
 REPORT_PAUSE_SECONDS: Final = 0.2
 """At least so much between two reports."""
 
@@ -43,31 +45,40 @@ class Watcher:
         self._hinted: set[str] = set()
         self._everything = False
         self._hinted_at = 0.0
+        self._heard_at = 0.0  # monotonic: when a watcher of a later epoch was heard last
+        self._stops: list[Callable[[], Awaitable[None]]] = []
         self._wake = asyncio.Event()
         self._report_now = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop`."""
-        stops: list[Callable[[], Awaitable[None]]] = []
         try:
             # The watch first: nothing is missed between it and the first look.
-            await until(stop, self._collect_hints(stop), self._work(stops), self._report())
+            await until(stop, self._collect_hints(stop), self._work(), self._report())
         finally:
             await self._questions.close()
-            for stop_serving in stops:
-                with contextlib.suppress(BusError):
-                    await stop_serving()
+            await self._stop_serving()
 
-    async def _work(self, stops: list[Callable[[], Awaitable[None]]]) -> None:
+    async def _work(self) -> None:
         await self._retrying(self._pipeline.begin)
         await self._retrying(self._first_round)
         log.info("synced" if self._pipeline.synced else "waiting for the directory", epoch=self._pipeline.epoch, **self._pipeline.counts)
-        stops.append(await self._bus.serve(subjects.ASK_WATCHER_BARRIER, self._questions.barrier))
-        stops.append(await self._bus.serve(subjects.ASK_WATCHER_RESYNC, self._questions.resync))
+        await self._retrying(self._serve)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._rounds())
             tasks.create_task(self._follow_marks())
             tasks.create_task(self._verify())
+
+    async def _serve(self) -> None:
+        if not self._stops:
+            self._stops.append(await self._bus.serve(subjects.ASK_WATCHER_BARRIER, self._questions.barrier))
+            self._stops.append(await self._bus.serve(subjects.ASK_WATCHER_RESYNC, self._questions.resync))
+
+    async def _stop_serving(self) -> None:
+        stops, self._stops = self._stops, []
+        for stop_serving in stops:
+            with contextlib.suppress(BusError):
+                await stop_serving()
 
     async def _first_round(self) -> None:
         async with self._pipeline.lock:
@@ -128,21 +139,31 @@ class Watcher:
         """Anti-entropy: events may be lost, links may lead out of the directory, the stream may have lost what it acknowledged."""
         while True:
             await asyncio.sleep(self._options.verify_seconds * random.uniform(0.9, 1.1))  # noqa: S311 - jitter
+            if not self._pipeline.leading and time.monotonic() - self._heard_at > MARKS_MISSED * self._options.verify_seconds:
+                await self._take_over()
             with contextlib.suppress(BusUnavailable):
                 async with self._pipeline.lock:
                     await self._pipeline.round(None, mark=True)
 
     async def _follow_marks(self) -> None:
-        """Notice at once when the stream was lost or put back, or when another watcher writes to it."""
+        """Notice at once when the stream was lost or put back, or when a watcher of a later epoch writes to it."""
         async for item in self._bus.follow(subjects.CLUSTER_STREAM, subjects.SYNC_SUBJECT, last_only=True):
             if isinstance(item, Reset):
                 log.warning("the stream was reset, publishing what it lacks", reason=item.reason)
+                self._pipeline.distrust()
+                self._wake.set()
             elif isinstance(item, Message) and (epoch := _epoch(item.payload)) > self._pipeline.epoch:
-                log.warning("another watcher writes to this stream", epoch=epoch, ours=self._pipeline.epoch)
-            else:
-                continue
-            self._pipeline.distrust()
-            self._wake.set()
+                self._heard_at = time.monotonic()
+                if self._pipeline.leading:
+                    log.warning("another watcher took over, standing by", epoch=epoch, ours=self._pipeline.epoch)
+                    self._pipeline.stand_by()
+                    await self._stop_serving()
+
+    async def _take_over(self) -> None:
+        log.warning("the other watcher is silent, taking over")
+        self._pipeline.lead()
+        with contextlib.suppress(BusUnavailable):
+            await self._serve()
 
     # --- reports
 

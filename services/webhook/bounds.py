@@ -18,7 +18,7 @@ _TOKEN: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[\]{}]|[-0
 """An unterminated string takes the rest, so that every byte is looked at once."""
 
 
-class BadJson(Exception):  # noqa: N818 - what it is
+class BadJson(Exception):
     """Not JSON, or beyond the bounds. The message never quotes more than a key."""
 
 

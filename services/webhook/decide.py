@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
 
 import msgspec
 from msgspec import Struct
 
-from services.shared.bus.port import Bus, BusUnavailable, NoAnswer, TooLarge
+from services.shared.bus.port import BusUnavailable, NoAnswer, TooLarge
 from services.shared.contracts import subjects
 from services.shared.contracts.problem import Problem, Reason
 from services.shared.contracts.question import AdmissionAnswer, AdmissionQuestion
@@ -35,10 +35,19 @@ class Decision(Struct, frozen=True, kw_only=True):
     """Warnings that are not about the object."""
 
 
+class Asker(Protocol):
+    """The part of a bus that is needed here."""
+
+    @property
+    def connected(self) -> bool: ...
+
+    async def request(self, subject: str, payload: bytes, *, timeout: float, headers: Mapping[str, str] | None = None) -> bytes: ...
+
+
 class Decider:
     """Asks over the bus, within a deadline."""
 
-    def __init__(self, bus: Bus, local_checks: LocalChecks, *, deadline_seconds: float) -> None:
+    def __init__(self, bus: Asker, local_checks: LocalChecks, *, deadline_seconds: float) -> None:
         self._bus = bus
         self._local_checks = local_checks
         self._deadline_seconds = deadline_seconds

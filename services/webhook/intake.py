@@ -17,7 +17,7 @@ LARGE_BYTES: Final = 16 << 20
 """What all bodies may take together beyond that."""
 
 
-class Refused(Exception):  # noqa: N818 - what happened
+class Refused(Exception):
     """The request is answered with this status and no review."""
 
     def __init__(self, status: int, message: str) -> None:

@@ -15,7 +15,7 @@ MAX_SAID: Final = 16
 """Problems or warnings in one answer; the rest is counted."""
 
 
-class NotAReview(Exception):  # noqa: N818 - what it is
+class NotAReview(Exception):
     """The body is JSON, but nothing this webhook can answer."""
 
 

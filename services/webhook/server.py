@@ -7,7 +7,7 @@ import contextlib
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from aiohttp import web
@@ -60,14 +60,14 @@ class Server:
             shutdown_timeout=2.0,
         )
         await runner.setup()
-        assert runner.server is not None
-        loop, factory = asyncio.get_running_loop(), self._guards.wrap(runner.server)
+        http = cast(web.Server, runner.server)  # there is one after `setup`
+        loop = asyncio.get_running_loop()
         servers: list[asyncio.Server] = []
         sweeping = asyncio.ensure_future(self._guards.sweep())
         try:
             servers.append(
                 await loop.create_server(
-                    factory,
+                    self._guards.wrap(http),
                     self._options.host,
                     self._options.port,
                     ssl=self._context,
@@ -77,7 +77,7 @@ class Server:
                 )
             )
             if self._options.health_port:
-                servers.append(await loop.create_server(self._guards.wrap(runner.server), self._options.host, self._options.health_port))
+                servers.append(await loop.create_server(self._guards.wrap(http), self._options.host, self._options.health_port))
             yield
         finally:
             for server in servers:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from services.shared.bus.port import Bus
 from services.shared.telemetry.lifecycle import until
 from services.shared.telemetry.logs import get_logger
 from services.webhook.certificate import Reloader, server_context
-from services.webhook.decide import Decider
+from services.webhook.decide import Asker, Decider
 from services.webhook.local import check_alone
 from services.webhook.options import WebhookOptions
 from services.webhook.server import Server
@@ -18,7 +17,7 @@ log = get_logger(__name__)
 EXPIRY_CHECK_SECONDS = 3600.0
 
 
-async def run(bus: Bus, options: WebhookOptions, stop: asyncio.Event) -> None:
+async def run(bus: Asker, options: WebhookOptions, stop: asyncio.Event) -> None:
     """Answer reviews until `stop`. Raises OSError where the port is taken or the certificate cannot be read."""
     context = server_context(options.certificate, options.key, options.client_ca)
     reloader = Reloader(context, options.certificate, options.key)

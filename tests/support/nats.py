@@ -40,9 +40,8 @@ class NatsServer:
             f'jetstream {{ store_dir: "{self.store}", max_memory_store: 256MB, max_file_store: 4GB }}\n'
         )
         binary = Path(sys.executable).with_name("nats-server")
-        self._process = subprocess.Popen(
-            [str(binary), "-c", str(conf)], stdout=subprocess.DEVNULL, stderr=(self.directory / "nats.log").open("ab")
-        )
+        with (self.directory / "nats.log").open("ab") as log:
+            self._process = subprocess.Popen([str(binary), "-c", str(conf)], stdout=subprocess.DEVNULL, stderr=log)
         while True:
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", self.port)

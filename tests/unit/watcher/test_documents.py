@@ -130,7 +130,10 @@ def test_json_in_a_yaml_file_is_yaml() -> None:
 
 
 def test_a_field_is_found_in_its_file() -> None:
-    text = "a: 1\n---\n# a comment\nspec:\n  rules:\n  - host: x\n  - host: y\n    http:\n      paths: []\nmetadata: {annotations: {k/x.y: v}}\n"
+    text = (
+        "a: 1\n---\n# a comment\nspec:\n  rules:\n  - host: x\n  - host: y\n"
+        "    http:\n      paths: []\nmetadata: {annotations: {k/x.y: v}}\n"
+    )
     document = read_documents(text.encode(), is_json=False)[1]
 
     assert line_of(document, "spec.rules[1].host") == 7

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -147,6 +147,9 @@ def test_a_directory_that_is_not_there_yet_is_not_an_empty_one(tmp_path: Path) -
 # --- editors
 
 
+Save = Callable[[Path, str], Iterator[None]]
+
+
 def save_in_place(path: Path, text: str) -> Iterator[None]:
     """nano, shell redirection: truncate, write, close."""
     with path.open("w") as file:
@@ -186,12 +189,11 @@ def save_by_unlink(path: Path, text: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("save", [save_in_place, save_by_rename, save_like_vim, save_by_unlink])
-def test_while_an_editor_saves_the_old_content_stays(root: Path, source: ManifestSource, save: object) -> None:
+def test_while_an_editor_saves_the_old_content_stays(root: Path, source: ManifestSource, save: Save) -> None:
     path = root / "a.yaml"
     path.write_text(several(ingress("a"), ingress("b")))
     look(source)
 
-    assert callable(save)
     for _ in save(path, several(ingress("a"), ingress("b", host="new.example"))):
         assert source.look().objects == {}
         assert source.look(["a.yaml"]).objects == {}

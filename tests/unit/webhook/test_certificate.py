@@ -1,0 +1,33 @@
+"""The certificate that `sluice up` makes."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from cryptography import x509
+
+from services.webhook.certificate import make_certificate
+
+
+def test_it_is_made_once_and_kept_while_it_is_good(tmp_path: Path) -> None:
+    first = make_certificate(tmp_path / "c")
+    content = first.certificate.read_bytes()
+
+    assert make_certificate(tmp_path / "c").certificate.read_bytes() == content
+    assert stat.S_IMODE(first.key.stat().st_mode) == 0o600
+
+
+def test_it_is_made_anew_for_other_hosts_or_when_something_is_wrong_with_it(tmp_path: Path) -> None:
+    first = make_certificate(tmp_path, ("localhost",)).certificate.read_bytes()
+    second = make_certificate(tmp_path, ("localhost", "10.0.0.1")).certificate.read_bytes()
+    assert second != first
+
+    paths = make_certificate(tmp_path, ("localhost", "10.0.0.1"))
+    for broken in (paths.key, paths.certificate, paths.ca):
+        broken.write_text("junk")
+        paths = make_certificate(tmp_path, ("localhost", "10.0.0.1"))
+        certificate = x509.load_pem_x509_certificate(paths.certificate.read_bytes())
+        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(paths.ca.read_bytes()))
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert names.get_values_for_type(x509.DNSName) == ["localhost"]
