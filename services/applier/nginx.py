@@ -1,0 +1,207 @@
+"""The nginx processes of one node: the only place that starts, signals and looks at them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pwd
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+from msgspec import Struct
+
+from services.shared.telemetry.logs import get_logger
+
+log = get_logger(__name__)
+
+WORKER = "nginx: worker process"
+WORKER_USER = "www-data"
+_PLACE = re.compile(r" in (?P<file>\S+):\d+$", re.ASCII)
+
+
+class TestResult(Struct, frozen=True, kw_only=True):
+    """What `nginx -t` said."""
+
+    ok: bool
+    words: str = ""
+    """nginx's first complaint, without time and process numbers."""
+    policy: str = ""
+    """The location policy whose file it names; empty: another file, or none."""
+
+
+def worker_user(directory: Path) -> str:
+    """The user of the workers: Debian's www-data where nginx starts as root and that user can reach the node's directory."""
+    if os.geteuid() != 0:
+        return ""
+    try:
+        account = pwd.getpwnam(WORKER_USER)
+    except KeyError:
+        return ""
+    for part in (directory, *directory.parents):
+        mode = part.stat().st_mode
+        if not mode & 0o001 and not (part.stat().st_gid == account.pw_gid and mode & 0o010):
+            log.warning("workers run as root: www-data cannot reach the node's directory", closed=part)
+            return "root"
+    return WORKER_USER
+
+
+class Nginx:
+    """One node's master and workers."""
+
+    def __init__(self, binary: str, directory: Path) -> None:
+        self._binary = binary
+        self._directory = directory
+        self._workers: set[int] = set()
+        """Worker pids as last seen, so that orphans can be found after the master is gone."""
+
+    @property
+    def pid(self) -> int:
+        """The running master's pid; 0: none."""
+        try:
+            pid = int((self._directory / "run" / "nginx.pid").read_text())
+            process = psutil.Process(pid)
+            mine = str(self._directory) in process.cmdline()[0] if process.cmdline() else False
+        except (OSError, ValueError, psutil.Error, IndexError):
+            return 0
+        return pid if mine and process.status() != psutil.STATUS_ZOMBIE else 0
+
+    async def test(self, directory: Path) -> TestResult:
+        """`nginx -t` on a version directory. Passing proves little; failing proves enough."""
+        code, text = await self._run("-t", "-q", "-c", str(directory / "nginx.conf"))
+        if code == 0:
+            return TestResult(ok=True)
+        lines = [line for line in text.splitlines() if "[emerg]" in line or "[crit]" in line or "[alert]" in line] or text.splitlines()
+        words = re.sub(r"^.*?\[(emerg|crit|alert)\] (\d+#\d+: )?", "", lines[0]) if lines else f"exit status {code}"
+        place = _PLACE.search(words)
+        file = Path(place["file"]) if place else None
+        policy = file.stem if file is not None and file.parent.name == "policies" else ""
+        return TestResult(ok=False, words=words.replace(str(directory) + "/", ""), policy=policy)
+
+    async def _run(self, *arguments: str) -> tuple[int, str]:
+        process = await asyncio.create_subprocess_exec(
+            self._binary,
+            "-p",
+            str(self._directory),
+            *arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            umask=0o077,
+            start_new_session=True,
+        )
+        try:
+            async with asyncio.timeout(60):
+                _, err = await process.communicate()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            return 1, "nginx did not answer within 60 s"
+        return process.returncode or 0, err.decode(errors="replace")
+
+    async def start(self, control: Path) -> str:
+        """Start a master on `current`; empty, or nginx's words. Orphans of a killed master keep serving until the new one does."""
+        orphans = self.orphans()
+        for leftover in (control, self._directory / "run" / "nginx.pid"):
+            _remove(leftover)
+        code, text = await self._run("-c", "current/nginx.conf")
+        if code != 0:
+            return text.strip().splitlines()[0] if text.strip() else f"exit status {code}"
+        for pid in orphans:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGQUIT)
+        return ""
+
+    def orphans(self) -> set[int]:
+        """Workers of this node whose master is gone."""
+        found = set()
+        for pid in self._workers:
+            with contextlib.suppress(psutil.Error, IndexError):
+                process = psutil.Process(pid)
+                if process.cmdline()[0].startswith(WORKER) and process.ppid() == 1:
+                    found.add(pid)
+        return found
+
+    def reload(self) -> bool:
+        return self._signal(signal.SIGHUP)
+
+    def quit(self) -> bool:
+        """Graceful: workers finish what they have begun."""
+        return self._signal(signal.SIGQUIT)
+
+    def _signal(self, number: signal.Signals) -> bool:
+        pid = self.pid
+        if not pid:
+            return False
+        try:
+            os.kill(pid, number)
+        except OSError:
+            return False
+        return True
+
+    def workers(self) -> tuple[set[int], list[int]]:
+        """(serving, draining oldest first) worker pids; remembered for `orphans`."""
+        pid = self.pid
+        if not pid:
+            return set(), []
+        serving: set[int] = set()
+        draining: list[tuple[float, int]] = []
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(pid).children():
+                with contextlib.suppress(psutil.Error, IndexError):
+                    title = child.cmdline()[0]
+                    if title.startswith(WORKER):
+                        if "shutting down" in title:
+                            draining.append((child.create_time(), child.pid))
+                        else:
+                            serving.add(child.pid)
+        self._workers = serving | {p for _, p in draining}
+        self._remember()
+        return serving, [p for _, p in sorted(draining)]
+
+    def _remember(self) -> None:
+        path = self._directory / "run" / "workers"
+        text = " ".join(map(str, sorted(self._workers)))
+        with contextlib.suppress(OSError):
+            if not path.exists() or path.read_text() != text:
+                path.write_text(text)
+
+    def recall(self) -> None:
+        """Worker pids that an earlier applier noted."""
+        with contextlib.suppress(OSError, ValueError):
+            self._workers |= {int(p) for p in (self._directory / "run" / "workers").read_text().split()}
+
+    def bound_draining(self, limit: int) -> None:
+        """Old workers beyond `limit` end now: long connections must not pile up generations."""
+        _, draining = self.workers()
+        for pid in draining[: max(0, len(draining) - limit)]:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGTERM)
+
+    async def wait_gone(self, seconds: float) -> bool:
+        """Whether the master ended within so many seconds."""
+        for _ in range(int(seconds / 0.05)):
+            if not self.pid:
+                return True
+            await asyncio.sleep(0.05)
+        return False
+
+    def kill(self) -> None:
+        """Everything, now."""
+        _, draining = self.workers()
+        for pid in {self.pid, *self._workers, *draining} - {0}:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def package_version() -> str:
+    """Of Debian's package: distributions backport fixes without a new nginx version."""
+    done = subprocess.run(["/usr/bin/dpkg-query", "-W", "-f=${Version}", "nginx"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"

@@ -1,0 +1,31 @@
+"""What an applier can be told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec import Struct
+
+from services.shared.flags import Flags
+
+
+class ApplierOptions(Struct, frozen=True, kw_only=True):
+    """See `sluice applier --help`."""
+
+    node: str
+    """Its name: the key of its report."""
+    directory: Path
+    """The node's directory: versions, last known good, nginx's prefix."""
+    http_port: int
+    https_port: int
+    healthz_port: int
+    nats_url: str = "nats://127.0.0.1:4222"
+    group: str = "default"
+    nginx: str = "/usr/sbin/nginx"
+    address: str = ""
+    """Listen on this address only."""
+    flags: Flags = Flags()
+    stop_nginx: bool = True
+    """Whether nginx ends with a clean stop of the applier. A killed applier always leaves it running."""
+    min_free_bytes: int = 64 * 1024 * 1024
+    """Updates are refused before anything is touched while the disk has less."""

@@ -1,0 +1,159 @@
+"""The applier as a service: disk first, then the bus; versions in, reports out, nginx looked after all the time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import msgspec
+
+from services.applier.agent import Agent, Phases
+from services.applier.health import Health
+from services.applier.nginx import package_version
+from services.applier.options import ApplierOptions
+from services.applier.report import node_report, send_applied, send_report
+from services.applier.resolve import REFRESH_SECONDS
+from services.shared.bus.port import Bus, BusError, CaughtUp, Message, Reset
+from services.shared.contracts import subjects
+from services.shared.contracts.version import Manifest, VersionId, decode_manifest
+from services.shared.telemetry import lifecycle
+from services.shared.telemetry.logs import get_logger
+
+log = get_logger(__name__)
+
+TICK_SECONDS = 0.25
+
+
+class Applier:
+    """One node."""
+
+    def __init__(self, bus: Bus, options: ApplierOptions) -> None:
+        self._bus = bus
+        self._options = options
+        self._agent = Agent(options, bus)
+        self._health = Health(self._agent, options)
+        self._work: asyncio.Queue[Manifest] = asyncio.Queue()
+        self._changed = asyncio.Event()
+        self._start_head: VersionId | None = None
+        """The head when this applier caught up first: readiness means having applied it."""
+        self._package = package_version()
+        self._waiting: Manifest | None = None
+        """The newest version that could not be taken, tried again."""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        await self._agent.start()
+        runner = await self._health.serve()
+        try:
+            await lifecycle.until(stop, self._serve_bus(), self._apply(), self._report(), self._resolve())
+        finally:
+            self._health.stopping = True
+            await self._agent.stop()
+            await runner.cleanup()
+
+    async def _serve_bus(self) -> None:
+        """Versions from the bus, once there is one. Everything else goes on without it."""
+        async with self._bus:
+            await self._bus.ensure()
+            await self._follow()
+
+    async def _follow(self) -> None:
+        subject = subjects.config_subject(self._options.group)
+        async with contextlib.aclosing(self._bus.follow(subjects.CONFIG_STREAM, subject, last_only=True)) as items:
+            newest = VersionId(0, 0)
+            async for item in items:
+                if isinstance(item, Message):
+                    try:
+                        manifest = decode_manifest(item.payload)
+                    except msgspec.ValidationError as error:
+                        self._agent.fail(f"a version could not be read: {error}")
+                        continue
+                    newest = manifest.id
+                    self._work.put_nowait(manifest)
+                elif isinstance(item, CaughtUp):
+                    self._start_head = self._start_head or newest
+                    self._changed.set()
+                elif isinstance(item, Reset):
+                    log.warning("the version stream was lost; going on with what is applied", reason=item.reason)
+
+    async def _apply(self) -> None:
+        """The one task that changes the node: versions as they come, and a look at nginx in between."""
+        due = 0.0
+        while True:
+            manifest = await self._next(max(0.0, due - time.monotonic()))
+            if manifest is not None:
+                await self._take(manifest)
+            if time.monotonic() >= due:
+                phases = await self._agent.tick()
+                if phases is not None:
+                    await self._went_live(phases)
+                if self._waiting is not None and manifest is None:
+                    await self._take(self._waiting)
+                due = time.monotonic() + TICK_SECONDS
+            self._settle()
+
+    async def _next(self, timeout: float) -> Manifest | None:
+        try:
+            async with asyncio.timeout(timeout):
+                manifest = await self._work.get()
+        except TimeoutError:
+            return None
+        while not self._work.empty():  # newest wins; the deltas in between are fetched if they are missed
+            following = self._work.get_nowait()
+            if following.parent != manifest.digest:
+                manifest = following
+            else:
+                await self._take(manifest)
+                manifest = following
+        return manifest
+
+    async def _take(self, manifest: Manifest) -> None:
+        try:
+            phases = await self._agent.take(manifest)
+        except BusError as error:
+            self._agent.fail(f"version {manifest.id} could not be fetched: {error}")
+            phases = None
+        behind = manifest.id > self._agent.replica.id
+        self._waiting = manifest if behind and manifest.group == self._options.group else None
+        if phases is not None:
+            await self._went_live(phases)
+        self._changed.set()
+
+    async def _went_live(self, phases: Phases) -> None:
+        manifest = self._agent.manifest
+        if manifest is not None and phases.live_at:
+            self._changed.set()
+            self._health.note(manifest, phases)
+            await self._send()
+            await send_applied(self._bus, self._options.node, manifest, phases, len(self._agent.deferred))
+
+    def _settle(self) -> None:
+        ready = self._start_head is not None and self._agent.replica.id >= self._start_head and self._agent.healthy
+        if ready and not self._health.ready:
+            log.info("ready", version=self._agent.replica.id)
+            self._health.ready = True
+            self._changed.set()
+
+    async def _send(self) -> None:
+        ready = self._health.ready and self._agent.healthy
+        await send_report(self._bus, node_report(self._agent, self._options, ready=ready, package=self._package))
+
+    async def _report(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(subjects.HEARTBEAT_SECONDS):
+                    await self._changed.wait()
+            self._changed.clear()
+            if self._bus.connected:
+                await self._send()
+            await asyncio.sleep(0.02)
+
+    async def _resolve(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            await self._agent.resolve()
+
+
+async def serve(bus: Bus, options: ApplierOptions, stop: asyncio.Event) -> None:
+    """Apply until `stop`. `bus` is not entered yet: the node serves from its disk before it connects."""
+    await Applier(bus, options).run(stop)

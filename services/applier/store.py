@@ -1,0 +1,238 @@
+"""What a node keeps on disk: generations (policies, rows, journal), `current`, the last known good and the one before (docs/dataplane.md).
+
+A generation is written completely before `current` names it. Rows that change later are appended to its journal. Whatever is read back is
+checked by digest: a generation that does not prove itself is not used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+import msgspec
+from msgspec import Struct
+
+from services.applier.control import lines_of
+from services.shared.contracts.version import PolicyBundle, VersionId, decode_bundle
+from services.shared.versions.read import digest_of
+
+KEPT = 2
+"""Generations on disk: the one that runs, and the one before."""
+JOURNAL_LIMIT = 16 * 1024 * 1024
+"""A longer journal is folded into tables.tsv."""
+
+
+class Header(Struct, frozen=True, kw_only=True):
+    """The first line of tables.tsv and of each journal record: the state that holds with the rows that follow."""
+
+    version: str
+    """`epoch.number`; what Lua reports."""
+    digest: str
+    """The version's content digest; empty while some of its rows are deferred."""
+    rows_digest: str
+    """`TableDigest` of the rows as they are here."""
+    policy_digest: str = ""
+    base: str = ""
+    delete_previous: bool = False
+
+
+class Stored(Struct, frozen=True, kw_only=True):
+    """One generation, read back and proved."""
+
+    generation: int
+    id: VersionId
+    digest: str
+    policy_digest: str
+    bundle: PolicyBundle
+    rows: dict[str, bytes]
+
+
+class NodeLocked(Exception):
+    """Another applier has this node's directory."""
+
+
+class Store:
+    """The directory of one node. One writer: a lock file."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._lock: IO[str] | None = None
+
+    def lock(self) -> None:
+        """Raises NodeLocked."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.directory / "lock").open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise NodeLocked(f"another applier runs on {self.directory}") from None
+
+    def path(self, generation: int) -> Path:
+        return self.directory / "versions" / str(generation)
+
+    def free_bytes(self) -> int:
+        return shutil.disk_usage(self.directory).free
+
+    def generations(self) -> list[int]:
+        """On disk, oldest first."""
+        found = (self.directory / "versions").glob("*") if (self.directory / "versions").exists() else ()
+        return sorted(int(p.name) for p in found if p.name.isdigit())
+
+    @property
+    def current(self) -> int:
+        """The generation that `current` names; 0: none."""
+        try:
+            return int((self.directory / "current").readlink().name)
+        except (OSError, ValueError):
+            return 0
+
+    def switch(self, generation: int) -> None:
+        """Point `current` at a generation, atomically."""
+        temporary = self.directory / ".current"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(Path("versions") / str(generation))
+        temporary.rename(self.directory / "current")
+        _sync_directory(self.directory)
+
+    def write_rows(self, generation: int, header: Header, rows: Mapping[str, bytes], bundle: PolicyBundle) -> None:
+        """tables.tsv and the bundle of a generation that nginx does not use yet, or (folding the journal) anew."""
+        directory = self.path(generation)
+        _write(directory / "bundle.json", msgspec.json.encode(bundle))
+        body = b"".join(k.encode() + b"\t" + v + b"\n" for k, v in rows.items())
+        _write(directory / "tables.tsv", msgspec.json.encode(header) + b"\n" + body)
+        (directory / "journal.tsv").unlink(missing_ok=True)
+
+    def append(self, generation: int, header: Header, upsert: Mapping[str, bytes], delete: tuple[str, ...]) -> int:
+        """One record of the journal; returns the journal's size."""
+        body = msgspec.json.encode(header) + b"\n" + lines_of(upsert, delete)
+        path = self.path(generation) / "journal.tsv"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "ab") as file:
+            file.write(b"#%d %d\n" % (len(body), zlib.crc32(body)) + body)
+            return file.tell()
+
+    def load(self) -> tuple[Stored | None, list[str]]:
+        """The last known good, or the one before; and what was wrong with those that were not used."""
+        current = self.current
+        order = [g for g in (current, *reversed(self.generations())) if g]
+        complaints = []
+        for generation in dict.fromkeys(order):
+            try:
+                stored = self._load(generation)
+            except (OSError, ValueError, msgspec.DecodeError) as error:
+                complaints.append(f"generation {generation} on disk is not used: {error}")
+                continue
+            if generation != current:
+                self.switch(generation)
+            return stored, complaints
+        return None, complaints
+
+    def _load(self, generation: int) -> Stored:
+        directory = self.path(generation)
+        first, _, body = (directory / "tables.tsv").read_bytes().partition(b"\n")
+        header = msgspec.json.decode(first, type=Header)
+        rows: dict[str, bytes] = {}
+        for line in body.split(b"\n")[:-1]:
+            key, _, row = line.partition(b"\t")
+            rows[key.decode()] = row
+        journal = directory / "journal.tsv"
+        if journal.exists():
+            header = _replay(journal.read_bytes(), rows) or header
+        found = digest_of(rows).hex
+        if found != header.rows_digest:
+            raise ValueError(f"its rows have digest {found[:12]}, not {header.rows_digest[:12]}")
+        for name in ("nginx.conf", "node.json", "http.conf", "main.conf"):
+            if not (directory / name).stat().st_size:
+                raise ValueError(f"{name} is empty")
+        epoch, _, number = header.version.partition(".")
+        return Stored(
+            generation=generation,
+            id=VersionId(int(epoch), int(number)),
+            digest=header.digest,
+            policy_digest=header.policy_digest,
+            bundle=decode_bundle((directory / "bundle.json").read_bytes()),
+            rows=rows,
+        )
+
+    def forget_old(self) -> None:
+        """Keep the current generation and the one before."""
+        current = self.current
+        older = [g for g in self.generations() if g != current]
+        for generation in older[: max(0, len(older) - (KEPT - 1))]:
+            shutil.rmtree(self.path(generation), ignore_errors=True)
+
+    def write_local(self, rows: Mapping[str, bytes]) -> None:
+        """This node's DNS answers, for a start without it."""
+        _write(self.directory / "local.tsv", b"".join(k.encode() + b"\t" + v + b"\n" for k, v in sorted(rows.items())))
+
+    def read_local(self) -> dict[str, bytes]:
+        rows: dict[str, bytes] = {}
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            for line in (self.directory / "local.tsv").read_bytes().split(b"\n")[:-1]:
+                key, _, row = line.partition(b"\t")
+                rows[key.decode()] = row
+        return rows
+
+    def write_file(self, digest: str, content: str, group: int | None) -> None:
+        """A file that nginx's workers open. `group`: their group, where they are another user."""
+        path = self.directory / "files" / digest
+        if not path.exists():
+            _write(path, content.encode())
+            if group is not None:
+                os.chown(path, -1, group)
+            path.chmod(0o640)
+
+    def forget_files(self, keep: set[str]) -> None:
+        for path in (self.directory / "files").glob("*"):
+            if path.name not in keep:
+                path.unlink(missing_ok=True)
+
+
+def _replay(journal: bytes, rows: dict[str, bytes]) -> Header | None:
+    """Apply complete records; a torn tail ends it. Returns the last header."""
+    header = None
+    at = 0
+    while at < len(journal):
+        end = journal.find(b"\n", at)
+        parts = journal[at + 1 : end].split() if end > 0 and journal[at : at + 1] == b"#" else []
+        if len(parts) != 2 or not all(p.isdigit() for p in parts):
+            break
+        body = journal[end + 1 : end + 1 + int(parts[0])]
+        if len(body) != int(parts[0]) or zlib.crc32(body) != int(parts[1]):
+            break
+        first, _, lines = body.partition(b"\n")
+        header = msgspec.json.decode(first, type=Header)
+        for line in lines.split(b"\n")[:-1]:
+            if line[:1] == b"-":
+                rows.pop(line[1:].decode(), None)
+            else:
+                key, _, row = line[1:].partition(b"\t")
+                rows[key.decode()] = row
+        at = end + 1 + int(parts[0])
+    return header
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Complete or not at all: written aside, synced, renamed; readable by nobody else."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
