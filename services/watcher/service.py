@@ -64,10 +64,7 @@ class Watcher:
         await self._retrying(self._first_round)
         log.info("synced" if self._pipeline.synced else "waiting for the directory", epoch=self._pipeline.epoch, **self._pipeline.counts)
         await self._retrying(self._serve)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._rounds())
-            tasks.create_task(self._follow_marks())
-            tasks.create_task(self._verify())
+        await until(asyncio.Event(), self._rounds(), self._follow_marks(), self._verify())
 
     async def _serve(self) -> None:
         if not self._stops:
@@ -114,7 +111,8 @@ class Watcher:
         pause = 0.0
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), pause or None)
+                async with asyncio.timeout(pause or None):
+                    await self._wake.wait()
             pause = 0.0
 
             async def attempt() -> None:
@@ -170,7 +168,8 @@ class Watcher:
     async def _report(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._report_now.wait(), subjects.HEARTBEAT_SECONDS)
+                async with asyncio.timeout(subjects.HEARTBEAT_SECONDS):
+                    await self._report_now.wait()
             self._report_now.clear()
             with contextlib.suppress(BusError):
                 await self._bus.put(subjects.WATCHERS_BUCKET, self._options.name, msgspec.json.encode(self._state()))

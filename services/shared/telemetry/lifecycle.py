@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from services.shared.telemetry import logs, tracing
 
@@ -36,6 +37,10 @@ async def until(stop: asyncio.Event, *coroutines: Awaitable[None]) -> None:
             if task is not waiting:
                 task.result()
     finally:
-        for task in (*tasks, waiting):
-            task.cancel()
+        pending: set[asyncio.Future[Any]] = {*tasks, waiting}
+        while pending:
+            # More than once if need be: `asyncio.wait_for` (in libraries) loses a cancellation that meets a result.
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=0.5)
         await asyncio.gather(*tasks, waiting, return_exceptions=True)

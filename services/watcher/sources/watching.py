@@ -44,7 +44,8 @@ async def watch(root: Path, stop: asyncio.Event) -> AsyncIterator[Hint]:
         if not stop.is_set():
             yield Hint(everything=True)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), RETRY_SECONDS)
+                async with asyncio.timeout(RETRY_SECONDS):
+                    await stop.wait()
 
 
 async def _watch_once(root: Path, stop: asyncio.Event) -> AsyncIterator[Hint]:
