@@ -29,15 +29,15 @@ async def _main(serve: Serve) -> None:
 
 async def until(stop: asyncio.Event, *coroutines: Awaitable[None]) -> None:
     """Run all until `stop` is set, then cancel them. One that ends with an exception ends all, and raises."""
-    tasks = [asyncio.ensure_future(c) for c in coroutines]
-    waiting = asyncio.ensure_future(stop.wait())
+    tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(c) for c in coroutines]
+    waiting: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
     try:
         done, _ = await asyncio.wait([*tasks, waiting], return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             if task is not waiting:
                 task.result()
     finally:
-        pending: set[asyncio.Future[Any]] = {*tasks, waiting}
+        pending = {*tasks, waiting}
         while pending:
             # More than once if need be: `asyncio.wait_for` (in libraries) loses a cancellation that meets a result.
             for task in pending:
