@@ -78,7 +78,10 @@ def _items(value: Any, path: str, depth: int) -> Iterator[Item]:
         yield Item(path=path, result=Invalid(field="", message="not a mapping", example="apiVersion, kind and metadata"))
         return
     kind = value.get("kind")
-    if isinstance(kind, str) and kind.endswith("List") and isinstance(value.get("items"), list) and depth < _MAX_LIST_DEPTH:
+    if isinstance(kind, str) and kind.endswith("List") and isinstance(value.get("items"), list):
+        if depth >= _MAX_LIST_DEPTH:
+            yield Item(path=path, result=Invalid(field="", message=f"Lists nested more than {_MAX_LIST_DEPTH} deep"))
+            return
         for index, item in enumerate(value["items"]):
             if kind != "List" and isinstance(item, dict):
                 # The items of a typed list may leave out what its kind says.

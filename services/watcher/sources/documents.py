@@ -7,6 +7,7 @@ go to PyYAML with kubectl's own rules. PyYAML also finds the line of a field for
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -250,12 +251,9 @@ _KubectlLoader.add_constructor("tag:yaml.org,2002:bool", _construct_bool)
 
 def line_of(document: Document, path: str) -> int:
     """The line in the file at which the field `path` (`spec.rules[0].host`) is written, or the nearest parent that is."""
-    if not document.yaml:
+    if not document.yaml or len(document.text) > _MAX_LOCATED:
         return document.line
-    try:
-        node = yaml.compose(document.text, Loader=yaml.CSafeLoader)
-    except (yaml.YAMLError, RecursionError):
-        return document.line
+    node = _compose(document.text)
     line = node.start_mark.line if node else 0
     for step in _STEP.finditer(path):
         key_line, node = _child(node, step)
@@ -265,6 +263,17 @@ def line_of(document: Document, path: str) -> int:
     return int(document.line + line)
 
 
+@functools.lru_cache(maxsize=1)
+def _compose(text: str) -> Any:
+    """The document with its marks. A document with one problem often has more."""
+    try:
+        return yaml.compose(text, Loader=yaml.CSafeLoader)
+    except (yaml.YAMLError, RecursionError):
+        return None
+
+
+_MAX_LOCATED: Final = 1 << 20
+"""Larger documents are named by the line at which they begin: finding a field takes a second for each 5 MB."""
 _STEP: Final = re.compile(r"\[(\d+)\]|\[([^\]]*)\]|([^.\[\]]+)")
 
 

@@ -90,7 +90,7 @@ class _Reader:
     def _add(self, document: Document, path: str, obj: AnyObject) -> None:
         key = key_of(obj)
         if self._objects.setdefault(key, obj) is not obj:
-            self._problem(line_of(document, path), Reason.INVALID_OBJECT, "is defined before in this file; the first one counts", key)
+            self._problem(document, path, "is defined before in this file; the first one counts", key)
 
     def _invalid(self, document: Document, path: str, invalid: Invalid) -> None:
         where = f"{path}.{invalid.field}".strip(".")
@@ -100,18 +100,19 @@ class _Reader:
         elif (good := self._former.objects.get(invalid.key) or self._last_good(invalid.key)) is not None:
             kept = "; the last good form stays in effect" if self._objects.setdefault(invalid.key, good) is good else ""
         said = f"{invalid.field}: {invalid.message}" if invalid.field else invalid.message
-        self._problem(line_of(document, where), Reason.INVALID_OBJECT, said + kept, invalid.key, invalid.example)
+        self._problem(document, where, said + kept, invalid.key, invalid.example)
 
-    def _problem(self, line: int, reason: Reason, message: str, key: Key | None, example: str = "") -> None:
+    def _problem(self, document: Document, path: str, message: str, key: Key | None, example: str = "") -> None:
+        if len(self._problems) >= PROBLEMS_PER_FILE:
+            return
         problem = Problem(
-            reason=reason,
-            field=position(self._path, line),
+            reason=Reason.INVALID_OBJECT,
+            field=position(self._path, line_of(document, path)),
             message=message,
             object=str(key) if key else "",
             example=example,
         )
-        if len(self._problems) < PROBLEMS_PER_FILE:
-            self._problems.append(problem)
+        self._problems.append(problem)
 
     def content(self, *, first_time: bool) -> FileContent:
         # An object without a readable name may be any of those that were here before.

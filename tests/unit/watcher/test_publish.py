@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Mapping
 
@@ -304,4 +305,24 @@ async def test_after_any_history_of_changes_and_failures_the_stream_holds_the_wa
     stream.fail_after = None
     await publisher.flush()
     assert stream.world() == wanted
+    stream.assert_marked()
+
+
+@given(st.lists(st.tuples(NAMES, st.sampled_from(["", "1", None])), max_size=8), st.lists(st.integers(0, 6), max_size=5))
+async def test_a_crash_at_any_publish_is_made_good_by_the_next_start(after: list[tuple[str, str | None]], crashes: list[int]) -> None:
+    stream = Stream()
+    before = put(svc("a"), svc("b"), svc("z"))
+    await started(stream, before)
+    wanted = {key_of(svc(name)): svc(name, version) for name, version in dict(after).items() if version is not None}
+    for stored in crashes:
+        stream.fail_after = stored
+        with contextlib.suppress(BusUnavailable):
+            await started(stream, dict(wanted))
+        # Half of the way, but never beyond it: nothing is there that was neither before nor is wanted.
+        assert all(obj in (before.get(key), wanted.get(key)) for key, obj in stream.world().items())
+    stream.fail_after = None
+    publisher = await started(stream, dict(wanted))
+
+    assert stream.world() == wanted
+    assert publisher.epoch == stream.mark().epoch
     stream.assert_marked()
