@@ -115,6 +115,7 @@ class Compiler:
                 self._mark = decode_sync_mark(message.payload)
             else:
                 delta = decode_delta(message.payload)
+                self._mark = None  # it described the world before this delta; the next mark is on its way
                 self._inbox.append(_Waiting(delta, message.sequence, message.headers.get(tracing.HEADER, "")))
         except msgspec.ValidationError as error:
             log.error("a delta could not be read", subject=message.subject, error=error)

@@ -40,6 +40,10 @@ class Pipeline:
         """The next round reads the stream again before it publishes."""
         self._stale = True
 
+    async def verify(self) -> None:
+        """Compare with what the stream really holds; the next round publishes what it lacks. Not under the lock. Raises BusUnavailable."""
+        await self._publisher.verify(self.lock)
+
     def stand_by(self) -> None:
         """Publish nothing any more: a watcher of a later epoch does."""
         self._leading = False

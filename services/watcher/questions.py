@@ -68,7 +68,7 @@ class Questions:
         await self._resyncs.close()
 
     async def _resync(self) -> BarrierAnswer:
-        self._pipeline.distrust()
+        await self._pipeline.verify()
         return await self._barrier(mark=True)
 
     async def _barrier(self, *, mark: bool = False) -> BarrierAnswer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 from collections.abc import Mapping
@@ -30,9 +31,14 @@ class Stream:
         self.max_payload = 1 << 30
         self.fail_after: int | None = None
         """Store so many more messages, then lose the connection."""
+        self.hold_history: asyncio.Event | None = None
+        """What a reading found is delivered only then."""
 
     async def history(self, stream: str, subject: str, *, limit: int = 0) -> list[Message]:
-        return sorted(self.messages.values(), key=lambda m: m.sequence)
+        found = sorted(self.messages.values(), key=lambda m: m.sequence)
+        if self.hold_history is not None:
+            await self.hold_history.wait()
+        return found
 
     async def publish_many(self, messages: list[tuple[str, bytes, Mapping[str, str] | None]]) -> int:
         if any(len(payload) > self.max_payload for _, payload, _ in messages):
@@ -215,6 +221,28 @@ async def test_foreign_content_is_put_right_and_its_epoch_overtaken() -> None:
 
     assert stream.world() == put(svc("a"))
     assert publisher.epoch == 3
+    stream.assert_marked()
+
+
+async def test_what_is_published_while_the_stream_is_verified_counts() -> None:
+    stream = Stream()
+    publisher = await started(stream, put(svc("a"), svc("b"), svc("c")))
+    await Publisher(stream).read()
+    foreign = Publisher(stream)
+    await foreign.read()
+    foreign.want(put(svc("a", "foreign"), svc("b"), svc("c")), observed_at=1.0)
+    await foreign.flush()
+    lock, read = asyncio.Lock(), asyncio.Event()
+    stream.hold_history = read
+    verifying = asyncio.ensure_future(publisher.verify(lock))
+    await asyncio.sleep(0)
+    publisher.sequence = stream.sequence
+    await publish(publisher, put(svc("b", "new")) | {key_of(svc("c")): None})
+    read.set()
+    await verifying
+    await publisher.flush()
+
+    assert stream.world() == put(svc("a"), svc("b", "new"))
     stream.assert_marked()
 
 
