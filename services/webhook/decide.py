@@ -81,7 +81,7 @@ class Decider:
             raise BusUnavailable("not connected")
         started = time.time()
         # The trace of a question begins here; the compiler's part hangs under it.
-        header = tracing.record("admission", start=started, end=started)
+        header = tracing.record("asked", start=started, end=started)
         answer = await self._bus.request(
             subjects.ASK_COMPILER_ADMIT, payload, timeout=self._deadline_seconds, headers={tracing.HEADER: header}
         )

@@ -69,6 +69,7 @@ class ManifestSource:
         self._remarkable: set[str] = set()  # files with problems or kinds that are not read
         self._contested: set[Key] = set()  # objects that several files define
         self._listed = False
+        self._started = False
         self.problems: tuple[Problem, ...] = ()
         """Everything that was wrong at the last look, in the order of paths; kinds that are not read, last. May be read by any thread."""
 
@@ -105,6 +106,7 @@ class ManifestSource:
         gone = [p for p in (self._files if paths is None else paths) if p not in listing.files and not listing.hides(p)]
         for path in gone:
             self._missing(path, now, touched)
+        self._started = self._started or self._listed
         changes = self._resolve(touched)
         self.problems = tuple(self._problems())
         return Changes(objects=changes, again_after_seconds=_LOOK_AGAIN_SECONDS if self._unsettled else 0.0)
@@ -150,8 +152,9 @@ class ManifestSource:
 
     def _settled(self, path: str, reading: Reading, now: float) -> bool:
         """Is this content what its author means, or is the author still writing?"""
-        age_seconds = (time.time_ns() - reading.signature.changed_ns) / 1e9
-        if reading.complete or age_seconds > QUIET_SECONDS:
+        # At the start, what has long been as it is need not be seen twice. Later the wall clock, which may jump, decides nothing.
+        long_unchanged = not self._started and (time.time_ns() - reading.signature.changed_ns) / 1e9 > QUIET_SECONDS
+        if reading.complete or long_unchanged:
             self._unsettled.pop(path, None)
             return True
         seen = self._unsettled.get(path)
