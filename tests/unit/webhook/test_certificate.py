@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from services.webhook.certificate import make_certificate
+from services.webhook.certificate import Reloader, make_certificate, server_context
 
 
 def test_it_is_made_once_and_kept_while_it_is_good(tmp_path: Path) -> None:
@@ -31,3 +31,17 @@ def test_it_is_made_anew_for_other_hosts_or_when_something_is_wrong_with_it(tmp_
         certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(paths.ca.read_bytes()))
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         assert names.get_values_for_type(x509.DNSName) == ["localhost"]
+
+
+def test_a_pair_that_does_not_fit_together_is_left_alone_until_it_does(tmp_path: Path) -> None:
+    used, new = make_certificate(tmp_path / "used"), make_certificate(tmp_path / "new")
+    reloader = Reloader(server_context(used.certificate, used.key), used.certificate, used.key)
+    assert not reloader.check()
+
+    used.certificate.write_bytes(new.certificate.read_bytes())
+    assert not reloader.check()
+    used.key.unlink()
+    assert not reloader.check()
+    used.key.write_bytes(new.key.read_bytes())
+    assert reloader.check()
+    assert not reloader.check()

@@ -410,13 +410,9 @@ async def test_old_tls_is_refused_and_http_2_not_offered(webhook: Webhook) -> No
         await asyncio.open_connection("127.0.0.1", webhook.options.port, ssl=context, server_hostname="localhost")
 
 
-async def test_a_new_certificate_is_used_without_a_restart_and_a_broken_one_is_not(tmp_path: Path) -> None:
+async def test_a_new_certificate_is_used_without_a_restart(tmp_path: Path) -> None:
     paths = make_certificate(tmp_path / "used")
     async with running(paths) as webhook:
-        assert (await webhook.response(review()))["allowed"] is True
-
-        paths.key.write_text("not a key")
-        await asyncio.sleep(0.1)  # several checks: the old pair must survive them
         assert (await webhook.response(review()))["allowed"] is True
 
         renewed = make_certificate(tmp_path / "new", ("localhost", "127.0.0.1"))
