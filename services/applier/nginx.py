@@ -49,6 +49,11 @@ def worker_user(directory: Path) -> str:
     return WORKER_USER
 
 
+def _title(process: psutil.Process) -> str:
+    """What ps shows. nginx writes over its arguments, so how they are split means nothing."""
+    return " ".join(process.cmdline()).strip("\0 ")
+
+
 class Nginx:
     """One node's master and workers."""
 
@@ -64,8 +69,8 @@ class Nginx:
         try:
             pid = int((self._directory / "run" / "nginx.pid").read_text())
             process = psutil.Process(pid)
-            mine = str(self._directory) in process.cmdline()[0] if process.cmdline() else False
-        except (OSError, ValueError, psutil.Error, IndexError):
+            mine = str(self._directory) in _title(process)
+        except (OSError, ValueError, psutil.Error):
             return 0
         return pid if mine and process.status() != psutil.STATUS_ZOMBIE else 0
 
@@ -119,9 +124,9 @@ class Nginx:
         """Workers of this node whose master is gone."""
         found = set()
         for pid in self._workers:
-            with contextlib.suppress(psutil.Error, IndexError):
+            with contextlib.suppress(psutil.Error):
                 process = psutil.Process(pid)
-                if process.cmdline()[0].startswith(WORKER) and process.ppid() == 1:
+                if _title(process).startswith(WORKER) and process.ppid() == 1:
                     found.add(pid)
         return found
 
@@ -151,8 +156,8 @@ class Nginx:
         draining: list[tuple[float, int]] = []
         with contextlib.suppress(psutil.Error):
             for child in psutil.Process(pid).children():
-                with contextlib.suppress(psutil.Error, IndexError):
-                    title = child.cmdline()[0]
+                with contextlib.suppress(psutil.Error):
+                    title = _title(child)
                     if title.startswith(WORKER):
                         if "shutting down" in title:
                             draining.append((child.create_time(), child.pid))

@@ -1,0 +1,53 @@
+"""`sluice applier`: one applier process, beside its nginx."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from services.cli import options
+from services.shared.flags import Flags
+
+
+@click.command("applier")
+@click.option("--node", required=True, help="The node's name: the key of its report.")
+@click.option("--group", default="default", show_default=True, help="The group whose versions it applies.")
+@click.option("--directory", required=True, type=options.path(file_okay=False), help="The node's directory: versions, nginx's prefix.")
+@click.option("--http-port", required=True, type=click.IntRange(1, 65535))
+@click.option("--https-port", required=True, type=click.IntRange(1, 65535))
+@click.option("--health-port", required=True, type=click.IntRange(1, 65535), help="/healthz, /readyz, /metrics.")
+@click.option("--nginx", default="/usr/sbin/nginx", show_default=True, help="The nginx binary.")
+@click.option("--keep-nginx", is_flag=True, help="Leave nginx running when the applier ends.")
+@options.nats_url
+@options.flags
+def command(
+    node: str,
+    group: str,
+    directory: Path,
+    http_port: int,
+    https_port: int,
+    health_port: int,
+    nginx: str,
+    keep_nginx: bool,
+    nats_url: str,
+    flags: Flags,
+) -> None:
+    """Fetch versions, run nginx with them, report what is live."""
+    from services.applier.__main__ import main
+    from services.applier.options import ApplierOptions
+
+    main(
+        ApplierOptions(
+            node=node,
+            group=group,
+            directory=directory.absolute(),
+            http_port=http_port,
+            https_port=https_port,
+            healthz_port=health_port,
+            nginx=nginx,
+            stop_nginx=not keep_nginx,
+            nats_url=nats_url,
+            flags=flags,
+        )
+    )

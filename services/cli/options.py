@@ -1,0 +1,49 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from services.cli.errors import Stop
+from services.cli.state import StateDirectory, default_state
+from services.shared.flags import FlagError, Flags, parse_flags
+
+
+def _state(_: click.Context, __: click.Parameter, value: Path | None) -> StateDirectory:
+    return StateDirectory(value or default_state())
+
+
+def _flags(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> Flags:
+    try:
+        return parse_flags(value)
+    except FlagError as error:
+        raise Stop(str(error)) from None
+
+
+state = click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    callback=_state,
+    metavar="DIR",
+    help="The state directory of `sluice up`.  [default: /var/lib/sluice for root, else $XDG_STATE_HOME/sluice]",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/cli.md has its shape).")
+flags = click.option(
+    "--set-flag",
+    "flags",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_flags,
+    help="A controller flag under ingress-nginx's own name; repeatable.",
+)
+nats_url = click.option(
+    "--nats-url", envvar="SLUICE_NATS_URL", default="nats://127.0.0.1:4222", show_default=True, help="Where nats-server listens."
+)
+
+
+def path(**more: Any) -> click.Path:
+    """A path argument, as a Path."""
+    return click.Path(path_type=Path, **more)

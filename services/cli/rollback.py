@@ -1,0 +1,38 @@
+"""`sluice rollback N`: a new version with the old content, pinned until `--release`."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+from services.cli import options
+from services.cli.errors import Stop
+from services.cli.running import ask, print_json
+from services.cli.state import StateDirectory, Up
+from services.shared.bus.port import Bus
+from services.shared.contracts.question import RollbackAnswer, RollbackQuestion
+from services.shared.contracts.subjects import ASK_COMPILER_ROLLBACK
+
+
+@click.command("rollback")
+@click.argument("number", type=click.IntRange(min=1), required=False)
+@click.option("--release", is_flag=True, help="End the rollback: live changes apply again.")
+@options.state
+@options.as_json
+def command(number: int | None, release: bool, state: StateDirectory, as_json: bool) -> None:
+    """Commit a new version with the content of version NUMBER, and hold live changes back until `sluice rollback --release`."""
+    if (number is None) == (not release):
+        raise click.UsageError("give a version number, or --release")
+
+    async def run(bus: Bus, up: Up) -> RollbackAnswer:
+        question = RollbackQuestion(number=number or 0, release=release)
+        return msgspec.json.decode(await bus.request(ASK_COMPILER_ROLLBACK, msgspec.json.encode(question), timeout=60), type=RollbackAnswer)
+
+    answer = ask(state, run)
+    if as_json:
+        print_json(answer)
+    if answer.error:
+        raise Stop(answer.error)
+    if not as_json:
+        what = "live changes apply again" if release else f"it has the content of version {number}, pinned"
+        click.echo(f"version {answer.epoch}.{answer.number}: {what}")
