@@ -227,6 +227,7 @@ class Agent:
         wanted = frozenset(p.hash for p in self.bundle.policies if p.scope == "location") - self.refused.keys()
         rows, digest, behind = self._after(self._ready(wanted))
         header = self._header(digest, complete=not behind)
+        first = not self.nginx.pid
         self._next_reload = time.monotonic() + RELOAD_SECONDS
         installed = await self._installer.install(self.settings, self.bundle, header, rows, self.refused)
         self.refused = {h: w for h, w in installed.refused.items() if any(p.hash == h for p in self.bundle.policies)}
@@ -239,7 +240,7 @@ class Agent:
             self.reloads["revert"] += 1
             self.fail(installed.error)
             return
-        self.reloads[cause] += 1
+        self.reloads["start" if first else cause] += 1
         self.last_reload_at = self._installed_at = time.time()
         self._crashes.clear()
         self.generation = installed.generation

@@ -44,6 +44,12 @@ def wanted_ports(options: UpOptions) -> list[Wanted]:
         out.append(Wanted(port=options.https_port + i, use=f"https of {name}", option="--https-port"))
         out.append(Wanted(port=options.healthz_port + i, use=f"health of {name}", option="--healthz-port"))
     out.append(Wanted(port=options.webhook_port, use="webhook", option="--webhook-port"))
+    if options.demo:
+        from services.cli.demo.backends import PORTS
+
+        out += [
+            Wanted(port=port, use=f"demo backend {name}", option="no option: the demo's ports are fixed") for name, port in PORTS.items()
+        ]
     return out
 
 

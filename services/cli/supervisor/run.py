@@ -8,6 +8,7 @@ import fcntl
 import os
 import signal
 import time
+from collections.abc import Coroutine
 from typing import IO
 
 import msgspec
@@ -63,7 +64,7 @@ class Supervisor:
         self._url = ""
         self._began = time.monotonic()
         self._rows = 0
-        self._tasks: list[asyncio.Future[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
         """Until SIGINT or SIGTERM; the exit status."""
@@ -108,13 +109,14 @@ class Supervisor:
 
     async def _serve(self, stop: asyncio.Event) -> None:
         binary = preflight.nats_binary() or "nats-server"
-        lives = [self._live(spec) for spec in plan.specs(self._options, binary, self._url)]
-        tasks = [asyncio.ensure_future(c) for c in (*lives, self._until_ready(), logfiles.keep_bounded(self._state))]
-        stopping = asyncio.ensure_future(stop.wait())
+        work: list[Coroutine[None, None, None]] = [self._live(spec) for spec in plan.specs(self._options, binary, self._url)]
+        work += [self._until_ready(), logfiles.keep_bounded(self._state)]
+        tasks: set[asyncio.Task[None]] = {asyncio.create_task(c) for c in work}
+        stopping = asyncio.create_task(_set(stop))
         try:
             while not stopping.done():
-                done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
-                tasks = [t for t in tasks if t not in done]
+                done, _ = await asyncio.wait({*tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                tasks -= done
                 for task in done:
                     task.result()
         finally:
@@ -216,6 +218,10 @@ class Supervisor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._state.children_file.unlink(missing_ok=True)
         self._say("stopped")
+
+
+async def _set(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 def _stop(why: list[str], stop: asyncio.Event, number: signal.Signals) -> None:

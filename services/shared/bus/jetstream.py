@@ -80,6 +80,7 @@ class JetStreamBus(Bus):
         self._js: JetStreamContext = self._client.jetstream()
         self._followers: set[_Follower] = set()
         self._handlers: set[asyncio.Task[None]] = set()
+        self._closing = False
 
     async def __aenter__(self) -> JetStreamBus:
         user, password = self._credentials
@@ -109,6 +110,7 @@ class JetStreamBus(Bus):
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        self._closing = True
         for follower in list(self._followers):
             await follower.stop()
         for task in self._handlers:
@@ -124,10 +126,11 @@ class JetStreamBus(Bus):
         log.debug("nats error", error=error)
 
     async def _on_disconnected(self) -> None:
-        log.warning("disconnected from nats", url=self._url)
+        if not self._closing:
+            log.warning("disconnected from nats")
 
     async def _on_reconnected(self) -> None:
-        log.info("reconnected to nats", url=self._url)
+        log.info("reconnected to nats")
         for follower in self._followers:
             follower.recheck()
 
