@@ -9,7 +9,6 @@ import time
 from typing import Any
 
 from services.compiler.engine import Engine
-
 from services.shared.flags import Flags
 from tests.bench.objects import delta, ingress_manifest, manifests, service_manifests
 from tests.bench.results import Result, judged, percentile, reported

@@ -30,11 +30,12 @@ class Running(Struct, frozen=True, kw_only=True):
 
 
 @contextlib.contextmanager
-def nginx(directory: Path, conf: str, port: int) -> Iterator[Running]:
+def nginx(directory: Path, conf: str | None, port: int, *, conf_path: str = "nginx.conf") -> Iterator[Running]:
     """`conf` as a whole configuration, in the foreground of a temporary prefix."""
     (directory / "logs").mkdir(parents=True, exist_ok=True)
-    (directory / "nginx.conf").write_text(conf)
-    process = subprocess.Popen([NGINX, "-p", str(directory), "-c", "nginx.conf", "-g", "daemon off;"], stderr=subprocess.DEVNULL)
+    if conf is not None:
+        (directory / conf_path).write_text(conf)
+    process = subprocess.Popen([NGINX, "-p", str(directory), "-c", conf_path, "-g", "daemon off;"], stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
