@@ -29,7 +29,7 @@ MEGABYTE: Final = 1024 * 1024
 SMALLEST_TABLES: Final = 64 * MEGABYTE
 
 VARIABLES: Final = (
-    "sluice_backend sluice_vhost sluice_prefix sluice_limit_key sluice_basic_realm sluice_basic_file sluice_auth sluice_auth_result "
+    "sluice_backend sluice_host sluice_prefix sluice_limit_key sluice_basic_realm sluice_basic_file sluice_auth sluice_auth_result "
     "sluice_cors sluice_cookie sluice_endpoint sluice_row sluice_quiet sluice_forwarded_host sluice_error_backend "
     "sluice_auth_host sluice_auth_port sluice_auth_target sluice_auth_backend sluice_auth_redirect sluice_auth_uri sluice_auth_scheme "
     "proxy_upstream_name proxy_alternative_upstream_name namespace ingress_name service_name service_port location_path"

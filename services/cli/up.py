@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import click
+from msgspec.structs import replace
 
 from services.cli import options
 from services.cli.errors import Stop
@@ -61,7 +62,7 @@ def command(
     if demo:
         from services.cli.demo.manifests import write_demo
 
-        chosen = UpOptions(**{f: getattr(chosen, f) for f in chosen.__struct_fields__} | {"manifests": write_demo(state)})
+        chosen = replace(chosen, manifests=write_demo(state))
     say = teller(as_json=as_json)
     try:
         return asyncio.run(Supervisor(chosen, say).run())

@@ -29,15 +29,25 @@ _HEADERS: Final = (
     _h("Host", "$sluice_host"),
     _h("X-Request-ID", "$req_id"),
     _h("X-Real-IP", "$remote_addr"),
+    _h("X-Original-Forwarded-For", "$http_x_forwarded_for"),
+    _h("X-Original-Forwarded-Host", "$http_x_forwarded_host"),
+    _h("Proxy", '""'),
+)
+_UNTRUSTED: Final = (  # the same as the maps would give, without evaluating them for each request
+    _h("X-Forwarded-For", "$remote_addr"),
+    _h("X-Forwarded-Host", "$http_host"),
+    _h("X-Forwarded-Port", "$sluice_listener_port"),
+    _h("X-Forwarded-Proto", "$scheme"),
+    _h("X-Forwarded-Scheme", "$scheme"),
+    _h("X-Scheme", "$scheme"),
+)
+_TRUSTED: Final = (
     _h("X-Forwarded-For", "$sluice_forwarded_for"),
     _h("X-Forwarded-Host", "$best_http_host"),
     _h("X-Forwarded-Port", "$pass_port"),
     _h("X-Forwarded-Proto", "$pass_access_scheme"),
     _h("X-Forwarded-Scheme", "$pass_access_scheme"),
     _h("X-Scheme", "$pass_access_scheme"),
-    _h("X-Original-Forwarded-For", "$http_x_forwarded_for"),
-    _h("X-Original-Forwarded-Host", "$http_x_forwarded_host"),
-    _h("Proxy", '""'),
 )
 _UPGRADE: Final = (_h("Upgrade", "$http_upgrade"), _h("Connection", "$connection_upgrade"))
 _NO_AUTHORIZATION: Final = _h("Authorization", '""')
@@ -73,7 +83,7 @@ def _temp_file(policy: LocationPolicy) -> int:
 
 
 def _headers(policy: LocationPolicy, settings: GlobalSettings) -> list[_Header]:
-    out = list(_HEADERS)
+    out = [*_HEADERS, *(_TRUSTED if settings.use_forwarded_headers else _UNTRUSTED)]
     if not policy.protocol.startswith("GRPC"):
         out += _UPGRADE
     if policy.basic_auth:

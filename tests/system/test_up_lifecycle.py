@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -197,7 +198,7 @@ def test_admission_over_https(tmp_path: Path, ports: dict[str, int]) -> None:
         assert any("proxy-body-size" in w for w in warned["warnings"])
 
 
-def _review(up: SluiceUp, obj: dict[str, object]) -> dict[str, object]:
+def _review(up: SluiceUp, obj: dict[str, Any]) -> dict[str, Any]:
     webhook = up.up()["webhook"]
     request = {
         "uid": "9c1f6f4e-7f7b-4b7e-9d4b-0e5a4c1c9a11",
@@ -206,12 +207,12 @@ def _review(up: SluiceUp, obj: dict[str, object]) -> dict[str, object]:
         "namespace": "default",
         "name": "other",
         "operation": "CREATE",
-        "object": obj | {"metadata": {**obj["metadata"], "uid": "0f8b2c9e-6f3a-4b8a-8f60-111111111111"}},  # type: ignore[dict-item]
+        "object": obj | {"metadata": {**obj["metadata"], "uid": "0f8b2c9e-6f3a-4b8a-8f60-111111111111"}},
     }
     body = json.dumps({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request}).encode()
     post = urllib.request.Request(webhook["url"], data=body, headers={"Content-Type": "application/json"})
     with urllib.request.urlopen(post, context=ssl.create_default_context(cafile=webhook["ca"]), timeout=10) as answer:
-        response: dict[str, object] = json.loads(answer.read())["response"]
+        response: dict[str, Any] = json.loads(answer.read())["response"]
     return response
 
 

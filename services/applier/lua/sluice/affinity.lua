@@ -41,7 +41,8 @@ end
 
 -- Some user agents treat SameSite=None as Strict, or refuse the cookie.
 local function mishandles_none(agent)
-  return ngx.re.find(agent, [[Chrome/[456]\d?\.|\(iP.+; CPU .*OS 12[_\d]*.*\) AppleWebKit/|\(Macintosh;.*Mac OS X 10_14[_\d]*.*\) .*Safari]], "jo") ~= nil
+  local pattern = [[Chrome/[456]\d?\.|\(iP.+; CPU .*OS 12[_\d]*.*\) AppleWebKit/|\(Macintosh;.*Mac OS X 10_14[_\d]*.*\) .*Safari]]
+  return ngx.re.find(agent, pattern, "jo") ~= nil
 end
 
 local function location_allows(a, host, path)

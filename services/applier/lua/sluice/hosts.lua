@@ -46,10 +46,9 @@ function _M.wildcard(host)
   return nil
 end
 
--- row, its name. `lookup`: rows.host, or rows.previous_host for a worker of the old generation.
-function _M.find(host, lookup)
-  lookup = lookup or rows.host
-  local row = lookup(host)
+-- row, its name. `lookup`: rows.host, or rows.previous_host for a worker of the old generation; `v`: rows.now().
+function _M.find(host, lookup, v)
+  local row = lookup(host, v)
   if row then
     return row, host
   end
@@ -74,13 +73,18 @@ function _M.find(host, lookup)
 end
 
 -- Whether the host of the request has a certificate entry: itself, or its one-label wildcard (ssl-redirect acts then).
-function _M.has_tls(host, row)
+-- Worked out once for each version of a row; a wildcard row answers for many hosts, all of the same wildcard.
+function _M.has_tls(host, row, v)
   if row.tls then
     return true
   end
-  local wildcard = _M.wildcard(host)
-  local parent = wildcard and rows.host(wildcard)
-  return parent ~= nil and parent.tls == true
+  if row.tls_at ~= v then
+    local wildcard = _M.wildcard(host)
+    local parent = wildcard and rows.host(wildcard, v)
+    row.tls_wildcard = parent ~= nil and parent.tls == true
+    row.tls_at = v
+  end
+  return row.tls_wildcard
 end
 
 return _M

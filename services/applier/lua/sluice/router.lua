@@ -61,14 +61,12 @@ local function add_slash()
 end
 
 -- Redirects to https where the route wants it; returns otherwise.
-local function to_https(route, host, row)
+local function to_https(route, host, row, v)
+  if route.ssl_redirect ~= "force" and not hosts.has_tls(host, row, v) then
+    return
+  end
   local var = ngx.var
-  local scheme = var.pass_access_scheme
-  if route.ssl_redirect == "force" then
-    if scheme ~= "http" then
-      return
-    end
-  elseif scheme ~= "http" or not hosts.has_tls(host, row) then
+  if var.pass_access_scheme ~= "http" then
     return
   end
   local target = var.best_http_host
@@ -121,9 +119,9 @@ local function stand_in(route)
 end
 
 -- The backend that serves, with its variables set.
-local function choose_backend(route, row_name)
+local function choose_backend(route, row_name, v)
   local var = ngx.var
-  local primary = rows.backend(route.backend)
+  local primary = rows.backend(route.backend, v)
   if not primary or not balancing.alive(primary) then
     local standing = stand_in(route)
     var.sluice_backend = standing.key
@@ -146,6 +144,9 @@ local function choose_backend(route, row_name)
 end
 
 local function access(route)
+  if not (route.block_list or route.allow_list) then
+    return
+  end
   local address = ngx.var.binary_remote_addr
   if route.block_list and cidr.contains(route.block_list, address) or route.allow_list and not cidr.contains(route.allow_list, address) then
     return finish(route, 403)
@@ -153,14 +154,12 @@ local function access(route)
 end
 
 local function too_large(route)
-  if route.body_size > 0 then
-    local length = tonumber(ngx.var.http_content_length)
-    return length and length > route.body_size
-  end
+  local length = ngx.var.content_length
+  return length and route.body_size > 0 and (tonumber(length) or 0) > route.body_size
 end
 
 -- What a route asks for beyond a backend.
-local function features(route, host, row)
+local function features(route, host, row, v)
   local var = ngx.var
   if route.cors then
     cors.preflight(route.cors)
@@ -176,10 +175,10 @@ local function features(route, host, row)
     rewrite(route)
   end
   if route.ssl_redirect then
-    to_https(route, host, row)
+    to_https(route, host, row, v)
   end
   if route.vhost then
-    var.sluice_vhost = template.expand(route.vhost)
+    var.sluice_host = template.expand(route.vhost)
   end
   if route.limit_key then
     var.sluice_limit_key = route.limit_key
@@ -200,6 +199,15 @@ local function features(route, host, row)
   end
 end
 
+-- The first item of X-Forwarded-Host, where it is trusted: `$best_http_host`.
+local function forwarded_host()
+  local value = ngx.var.http_x_forwarded_host
+  local first = value and value:match("^%s*([^,%s]+)")
+  if first then
+    ngx.var.sluice_forwarded_host = first
+  end
+end
+
 local function unmatched(settings)
   local var = ngx.var
   if not settings.log_unmatched then
@@ -210,14 +218,14 @@ local function unmatched(settings)
 end
 
 -- The route, where this worker can serve it; a worker of the old generation takes the row's previous form.
-local function find(host, uri)
-  local row, name = hosts.find(host)
+local function find(host, uri, v)
+  local row, name = hosts.find(host, rows.host, v)
   if not row then
     return nil
   end
   local route, slash = routes.find(row, uri)
   if route and not node.policies[route.policy] then
-    row, name = hosts.find(host, rows.previous_host)
+    row, name = hosts.find(host, rows.previous_host, v)
     if not row then
       return nil
     end
@@ -229,11 +237,8 @@ local function find(host, uri)
   return row, name, route, slash
 end
 
--- The catch-all's own paths; true: answered.
-local function own_paths(name, uri)
-  if name ~= "_" then
-    return false
-  end
+-- The catch-all's own paths; returns for any other.
+local function own_paths(uri)
   if uri:sub(1, 8) == "/healthz" then
     ngx.var.sluice_quiet = "1"
     return ngx.exec("@sluice_health")
@@ -241,18 +246,20 @@ local function own_paths(name, uri)
     ngx.var.sluice_quiet = "1"
     return ngx.exec("@sluice_status")
   end
-  return false
 end
 
 function _M.route()
   local var = ngx.var
-  local settings = rows.settings()
+  local v = rows.now()
+  local settings = rows.settings(v)
   if settings.blocks and blocked(settings) then
     return finish(nil, 403)
   end
   local host, uri = var.host, var.uri
-  local row, name, route, slash = find(host, uri)
-  own_paths(name or "_", uri)
+  local row, name, route, slash = find(host, uri, v)
+  if name == "_" or not name then
+    own_paths(uri)
+  end
   if not row then
     return unmatched(settings)
   end
@@ -268,8 +275,12 @@ function _M.route()
   if not route then
     return unmatched(settings)
   end
+  if settings.use_forwarded_headers then
+    forwarded_host()
+  end
+  var.sluice_host = settings.use_forwarded_headers and var.best_http_host or var.http_host or host
   if not route.plain then
-    features(route, host, row)
+    features(route, host, row, v)
   end
   if node.meta then
     meta(route)
@@ -282,7 +293,7 @@ function _M.route()
     var.proxy_upstream_name = "upstream-default-backend"
     return ngx.exec(NOT_FOUND)
   end
-  choose_backend(route, name)
+  choose_backend(route, name, v)
   if not route.plain then
     access(route)
   end

@@ -16,8 +16,13 @@ local hosts = assert(lrucache.new(CACHED_HOSTS))
 local backends = assert(lrucache.new(CACHED_BACKENDS))
 local others = assert(lrucache.new(4096))
 
-local function fetch(cache, key, make)
-  local v = state:get("v")
+-- The counter that tells whether cached rows may have changed; read once a request and passed along.
+function _M.now()
+  return state:get("v")
+end
+
+local function fetch(cache, key, make, v)
+  v = v or state:get("v")
   local entry = cache:get(key)
   if entry and entry.v == v then
     return entry.row
@@ -46,13 +51,13 @@ local function fetch(cache, key, make)
 end
 
 -- The host row `h/<name>`; nil: no such row.
-function _M.host(name)
-  return fetch(hosts, "h/" .. name, prepare.host)
+function _M.host(name, v)
+  return fetch(hosts, "h/" .. name, prepare.host, v)
 end
 
 -- The form that the row had before the last policy change, for workers of the old generation; nil: none.
-function _M.previous_host(name)
-  return fetch(others, "p:h/" .. name, prepare.host)
+function _M.previous_host(name, v)
+  return fetch(others, "p:h/" .. name, prepare.host, v)
 end
 
 function _M.alias(name)
@@ -66,15 +71,15 @@ function _M.regex_aliases()
 end
 
 -- The backend row `b/<key>`.
-function _M.backend(key)
-  return fetch(backends, "b/" .. key, prepare.backend)
+function _M.backend(key, v)
+  return fetch(backends, "b/" .. key, prepare.backend, v)
 end
 
 local NO_SETTINGS = {}
 prepare.settings(NO_SETTINGS)
 
-function _M.settings()
-  return fetch(others, "s", prepare.settings) or NO_SETTINGS
+function _M.settings(v)
+  return fetch(others, "s", prepare.settings, v) or NO_SETTINGS
 end
 
 -- Addresses of a host name, as this node's applier resolved it.
