@@ -24,7 +24,7 @@ SECRET_ROWS = ("c/", "f/")
 @options.flags
 @options.as_json
 def command(directory: Path, stage: str, flags: Flags, as_json: bool) -> int:
-    """Compile a directory of manifests: its hosts and locations (ir), its policies (nginx text), or its rows (tables). Secrets are redacted."""
+    """Compile a directory of manifests: hosts and locations (ir), policies (nginx text), or rows (tables, secrets redacted)."""
     engine, problems, _ = compiled(directory, flags)
     if stage == "nginx":
         _nginx(engine, as_json)

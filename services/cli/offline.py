@@ -46,5 +46,4 @@ def compiled_files(files: Sequence[Path], flags: Flags) -> tuple[Engine, tuple[P
 
 
 def _delta(key: Key, obj: AnyObject | None) -> Delta:
-    op = "upsert" if obj is not None else "delete"
-    return Delta(op=op, kind=key.kind, namespace=key.namespace, name=key.name, epoch=1, object=obj)
+    return Delta(op="upsert" if obj is not None else "delete", kind=key.kind, namespace=key.namespace, name=key.name, epoch=1, object=obj)
