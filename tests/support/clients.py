@@ -62,6 +62,15 @@ async def _answer(reader: asyncio.StreamReader) -> Answer:
     return Answer(status=int(head[0].split()[1]), headers=headers, body=body)
 
 
+class Failure(Struct, frozen=True, kw_only=True):
+    """One request that did not get its right answer."""
+
+    port: int
+    at: float
+    """Monotonic seconds."""
+    text: str
+
+
 @dataclass
 class Tally:
     """What steady traffic has seen."""
@@ -69,7 +78,7 @@ class Tally:
     requests: int = 0
     messages: int = 0
     """Websocket echoes."""
-    failures: list[str] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
 
 
 Check = Callable[[Answer], bool]
@@ -121,9 +130,9 @@ async def _requests(port: int, host: str, check: Check, period: float, offset: f
         try:
             answer = await asyncio.wait_for(connection.get(host), 5)
             if not check(answer):
-                tally.failures.append(f"port {port}: {answer.status} {answer.body[:80]!r}")
+                tally.failures.append(Failure(port=port, at=time.monotonic(), text=f"{answer.status} {answer.body[:80]!r}"))
         except (OSError, EOFError, TimeoutError) as error:
-            tally.failures.append(f"port {port}: {type(error).__name__}: {error}")
+            tally.failures.append(Failure(port=port, at=time.monotonic(), text=f"{type(error).__name__}: {error}"))
             await connection.close()
     await connection.close()
 
@@ -137,4 +146,4 @@ async def _echoes(port: int, host: str, path: str, tally: Tally, stop: asyncio.E
                 tally.messages += 1
                 await _pause(0.1, stop)
     except (OSError, TimeoutError, websockets.WebSocketException) as error:
-        tally.failures.append(f"websocket on port {port}: {type(error).__name__}: {error}")
+        tally.failures.append(Failure(port=port, at=time.monotonic(), text=f"websocket: {type(error).__name__}: {error}"))

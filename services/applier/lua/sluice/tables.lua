@@ -162,6 +162,8 @@ local function replay(file)
     local header = newline and cjson.decode(body:sub(1, newline - 1))
     local upserts, deletes = _M.parse(body:sub((newline or 0) + 1))
     assert(header and upserts, "journal.tsv: " .. tostring(deletes))
+    header.base = "journal" -- never everything: a record holds what one push changed
+    header.keep_previous = nil
     assert(_M.apply(header, upserts, deletes))
   end
 end

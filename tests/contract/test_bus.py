@@ -1,0 +1,238 @@
+"""The bus port, held to by the real NATS: streams with compare-and-set, followers that survive anything, buckets, blobs, questions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import nats.errors
+import nats.js.errors
+import pytest
+
+from services.shared.bus import jetstream
+from services.shared.bus.jetstream import JetStreamBus
+from services.shared.bus.port import (
+    BusError,
+    BusUnavailable,
+    CaughtUp,
+    Conflict,
+    Entry,
+    FollowItem,
+    Message,
+    NoAnswer,
+    Request,
+    Reset,
+    TooLarge,
+)
+from services.shared.contracts import subjects
+from tests.support.nats import NatsServer
+
+pytestmark = pytest.mark.nats
+
+STREAM = subjects.CLUSTER_STREAM
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
+    async with NatsServer(tmp_path / "nats") as running:
+        yield running
+
+
+@pytest.fixture
+async def bus(server: NatsServer) -> AsyncIterator[JetStreamBus]:
+    async with JetStreamBus(server.url, name="test") as connected:
+        await connected.ensure()
+        yield connected
+
+
+class Following:
+    """A follower whose items are taken one by one, with a deadline."""
+
+    def __init__(self, bus: JetStreamBus, subject: str, *, after: int = 0, last_only: bool = False) -> None:
+        self._items = bus.follow(STREAM, subject, after=after, last_only=last_only)
+
+    async def next(self) -> FollowItem:
+        async with asyncio.timeout(20):
+            return await anext(self._items)
+
+    async def until(self, kind: type[FollowItem]) -> list[FollowItem]:  # type: ignore[valid-type]
+        out = []
+        while True:
+            item = await self.next()
+            out.append(item)
+            if isinstance(item, kind):
+                return out
+
+    async def close(self) -> None:
+        await self._items.aclose()
+
+
+async def _publish(bus: JetStreamBus, subject: str, payload: bytes) -> int:
+    """As a service does: again until it is stored."""
+    while True:
+        try:
+            return await bus.publish(subject, payload)
+        except BusUnavailable:
+            await asyncio.sleep(0.02)
+
+
+async def test_compare_and_set(bus: JetStreamBus) -> None:
+    first = await bus.publish("config.v1.x", b"1", expected_last=0)
+    with pytest.raises(Conflict):
+        await bus.publish("config.v1.x", b"2", expected_last=0)
+    second = await bus.publish("config.v1.x", b"2", expected_last=first)
+    last = await bus.last(subjects.CONFIG_STREAM, "config.v1.x")
+    assert last is not None
+    assert (last.payload, last.sequence) == (b"2", second)
+    assert await bus.last(subjects.CONFIG_STREAM, "config.v1.y") is None
+    assert [m.payload for m in await bus.history(subjects.CONFIG_STREAM, "config.v1.x")] == [b"1", b"2"]
+    assert [m.payload for m in await bus.history(subjects.CONFIG_STREAM, "config.v1.x", limit=1)] == [b"2"]
+
+
+async def test_the_cluster_stream_keeps_the_last_of_each_subject(bus: JetStreamBus) -> None:
+    for n in range(3):
+        await bus.publish("cluster.v1.a.b.c", b"%d" % n)
+    await bus.publish("cluster.v1.a.b.d", b"x", headers={"traceparent": "00-1-2-03"})
+    found = await bus.history(STREAM, "cluster.v1.>")
+    assert [(m.payload, dict(m.headers)) for m in found] == [(b"2", {}), (b"x", {"traceparent": "00-1-2-03"})]
+
+
+async def test_what_is_too_large_is_refused_before_it_is_sent(bus: JetStreamBus) -> None:
+    with pytest.raises(TooLarge):
+        await bus.publish("cluster.v1.a.b.c", b"x" * (8 * 1024 * 1024 + 1))
+    assert await bus.last_sequence(STREAM) == 0
+
+
+async def test_follow_backlog_then_news(bus: JetStreamBus) -> None:
+    await bus.publish_many([(f"cluster.v1.k.n.{i}", b"%d" % i, None) for i in range(2000)])
+    following = Following(bus, "cluster.v1.>")
+    backlog = await following.until(CaughtUp)
+    assert [m.payload for m in backlog[:-1] if isinstance(m, Message)] == [b"%d" % i for i in range(2000)]
+    await bus.publish("cluster.v1.k.n.new", b"news")
+    item = await following.next()
+    assert isinstance(item, Message)
+    assert item.payload == b"news"
+    await following.close()
+
+
+async def test_follow_after_and_filtered_and_empty(bus: JetStreamBus) -> None:
+    for n in range(4):
+        await bus.publish(f"cluster.v1.k.n.{n}", b"%d" % n)
+    late = Following(bus, "cluster.v1.>", after=2)
+    assert [m.payload for m in await late.until(CaughtUp) if isinstance(m, Message)] == [b"2", b"3"]
+    nothing = Following(bus, "cluster.v1.other.>")
+    assert isinstance(await nothing.next(), CaughtUp)
+    await late.close()
+    await nothing.close()
+
+
+async def test_a_follower_survives_a_killed_server(bus: JetStreamBus, server: NatsServer) -> None:
+    await bus.publish("cluster.v1.k.n.a", b"1")
+    following = Following(bus, "cluster.v1.>")
+    await following.until(CaughtUp)
+    server.kill()
+    await server.start()
+    await _publish(bus, "cluster.v1.k.n.b", b"2")
+    item = await following.next()
+    assert isinstance(item, Message), "no reset, and nothing twice"
+    assert item.payload == b"2"
+    await following.close()
+
+
+async def test_a_wiped_store_is_a_reset_and_everything_is_made_again(bus: JetStreamBus, server: NatsServer) -> None:
+    await bus.publish("cluster.v1.k.n.a", b"1")
+    following = Following(bus, "cluster.v1.>")
+    await following.until(CaughtUp)
+    server.kill()
+    server.wipe()
+    await server.start()
+    await _publish_after_wipe(bus)
+    items = await following.until(Message)
+    assert any(isinstance(i, Reset) for i in items)
+    await following.close()
+
+
+async def _publish_after_wipe(bus: JetStreamBus) -> None:
+    while True:
+        with contextlib.suppress(BusError):
+            await bus.ensure()
+            await bus.publish("cluster.v1.k.n.b", b"2")
+            return
+        await asyncio.sleep(0.02)
+
+
+async def test_buckets(bus: JetStreamBus) -> None:
+    await bus.put("verdicts", "a.b", b"1")
+    watching = bus.watch("verdicts")
+    first, caught_up = await anext(watching), await anext(watching)
+    assert isinstance(first, Entry)
+    assert (first.key, first.value) == ("a.b", b"1")
+    assert isinstance(caught_up, CaughtUp)
+    await bus.put("verdicts", "a.b", b"2")
+    await bus.delete("verdicts", "a.b")
+    changes = [await anext(watching), await anext(watching)]
+    assert [c.value for c in changes if isinstance(c, Entry)] == [b"2", None]
+    assert await bus.entries("verdicts") == {}
+    await watching.aclose()
+
+
+async def test_blobs(bus: JetStreamBus) -> None:
+    data = bytes(range(256)) * 12000
+    digest = await bus.put_blob(data)
+    assert await bus.put_blob(data) == digest
+    assert await bus.get_blob(digest) == data
+    assert await bus.get_blob("0" * 64) is None
+    assert await bus.list_blobs() == {digest}
+    await bus.delete_blob(digest)
+    assert await bus.get_blob(digest) is None
+
+
+async def test_questions(bus: JetStreamBus, server: NatsServer) -> None:
+    async def answer(request: Request) -> bytes:
+        if request.payload == b"fail":
+            raise ValueError("a bug")
+        return request.payload.upper()
+
+    with pytest.raises(NoAnswer):
+        await bus.request("ask.v1.nobody", b"x", timeout=0.5)
+    async with JetStreamBus(server.url, name="other") as other:
+        stop = await other.serve("ask.v1.test", answer, queue="q")
+        assert await bus.request("ask.v1.test", b"hello", timeout=2) == b"HELLO"
+        with pytest.raises(NoAnswer):
+            await bus.request("ask.v1.test", b"fail", timeout=0.3)
+        await stop()
+
+
+async def test_without_a_server_calls_say_so_and_do_not_hang(bus: JetStreamBus, server: NatsServer) -> None:
+    server.kill()
+    while bus.connected:
+        await asyncio.sleep(0.01)
+    with pytest.raises(BusUnavailable):
+        await bus.publish("cluster.v1.k.n.a", b"1")
+    with pytest.raises(BusUnavailable):
+        await bus.request("ask.v1.x", b"", timeout=1)
+
+
+@pytest.mark.parametrize("module", [nats.errors, nats.js.errors])
+def test_every_foreign_exception_becomes_one_of_the_ports(module: object) -> None:
+    """One border: whatever nats-py can raise, users of the port see a BusError."""
+    for _, kind in inspect.getmembers(module, inspect.isclass):
+        if not issubclass(kind, Exception) or kind.__module__ != getattr(module, "__name__", ""):
+            continue
+        bare = type(kind.__name__, (kind,), {"__str__": lambda _: "said"})  # some texts need fields that only the library sets
+        error = bare.__new__(bare)
+        for field in ("code", "err_code", "description", "stream", "seq"):
+            with contextlib.suppress(AttributeError):
+                setattr(error, field, None)
+        with pytest.raises(BusError), jetstream._mapped():
+            raise error
+
+
+def test_tokens_are_reversible() -> None:
+    for name in ("", "a", "a.b", "A_b", "_", "ü", "a-b", "..", "*", ">", "a b"):
+        encoded = subjects.token(name)
+        assert subjects.untoken(encoded) == name
+        assert not set(encoded) & set(".*> ")
