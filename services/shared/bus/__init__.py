@@ -1,4 +1,4 @@
-"""The message bus: `port` says what there is, `jetstream` is NATS (the only `nats` import), `memory` serves fast tests.
+"""The message bus: `port` says what there is, `jetstream` is NATS (the only `nats` import).
 
-Bytes in, bytes out; contracts encode and decode. One contract suite (`tests/contract`) holds both implementations to the port.
+Bytes in, bytes out; contracts encode and decode. A contract suite (`tests/contract`) holds it to the port.
 """
