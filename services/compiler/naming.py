@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator, Mapping
 
+from services.compiler.hosts import LoweredHost
 from services.compiler.ingresses import ReadIngress, in_order
-from services.shared.contracts.tables import REGEX_ALIASES_KEY, AliasRow, RegexAliasRow, Row
+from services.shared.contracts.tables import REGEX_ALIASES_KEY, AliasRow, RegexAliasRow, Row, TLSNameRow
 from services.shared.nginxtext.regex import bounded
 
 
@@ -36,8 +37,11 @@ class Names:
         if host in self._claims or not exists:
             self._dirty.add(host)
 
-    def rows(self, hosts: Container[str]) -> Iterator[tuple[str, Row | None]]:
-        """The alias rows that may have changed; None: no such row."""
+    def rows(self, hosts: Mapping[str, LoweredHost]) -> Iterator[tuple[str, Row | None]]:
+        """The alias rows that may have changed, and their TLS names; None: no such row.
+
+        An alias has its host's certificate where that is valid for it; otherwise the default one is shown (behaviours: server-alias).
+        """
         regexes_changed = False
         for alias in sorted(self._dirty):
             if alias.startswith("~"):
@@ -46,6 +50,10 @@ class Names:
                 target = self._owner(alias) if alias not in hosts else None
                 for key in _keys(alias):
                     yield key, AliasRow(host=target) if target else None
+                if alias not in hosts:
+                    certificate = hosts[target].certificate if target and target in hosts else None
+                    fits = certificate is not None and certificate.valid_for(alias)
+                    yield f"t/{alias}", TLSNameRow(certificate=certificate.digest) if certificate is not None and fits else None
         self._dirty.clear()
         if regexes_changed:
             pairs = [

@@ -82,6 +82,7 @@ class Compiler:
         self._force = False
         """Commit even without a change: a node contradicts the head."""
         self._asked_resync = 0.0
+        self._resync: asyncio.Task[None] | None = None
         self._compiling = asyncio.Lock()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -186,15 +187,19 @@ class Compiler:
         if engine.world.agrees(mark):
             self._synced = True
         elif not self._inbox:
-            await self._ask_resync()
+            self._ask_resync()
         return self._synced
 
-    async def _ask_resync(self) -> None:
+    def _ask_resync(self) -> None:
         now = time.monotonic()
         if now - self._asked_resync < RESYNC_SECONDS:
             return
         self._asked_resync = now
         log.warning("the world does not agree with the watcher's sync mark; asking for all that differs")
+        self._resync = asyncio.create_task(self._request_resync())
+
+    async def _request_resync(self) -> None:
+        """Beside the compile loop: a watcher that does not answer must not hold it up."""
         with contextlib.suppress(BusError):
             await self._bus.request(subjects.ASK_WATCHER_RESYNC, b"{}", timeout=2)
 

@@ -58,7 +58,7 @@ class Following:
         async with asyncio.timeout(20):
             return await anext(self._items)
 
-    async def until(self, kind: type[FollowItem]) -> list[FollowItem]:  # type: ignore[valid-type]
+    async def until(self, kind: type[FollowItem]) -> list[FollowItem]:
         out = []
         while True:
             item = await self.next()
@@ -222,7 +222,7 @@ def test_every_foreign_exception_becomes_one_of_the_ports(module: object) -> Non
     for _, kind in inspect.getmembers(module, inspect.isclass):
         if not issubclass(kind, Exception) or kind.__module__ != getattr(module, "__name__", ""):
             continue
-        bare = type(kind.__name__, (kind,), {"__str__": lambda _: "said"})  # some texts need fields that only the library sets
+        bare: type[Exception] = type(kind.__name__, (kind,), {"__str__": lambda _: "said"})  # texts need fields that the library sets
         error = bare.__new__(bare)
         for field in ("code", "err_code", "description", "stream", "seq"):
             with contextlib.suppress(AttributeError):

@@ -1,9 +1,17 @@
--- custom-http-errors: the failed request becomes `GET /` (its own method) to the error backend; without one, the built-in 404.
+-- custom-http-errors: the failed request becomes `/` to the route's error backend, else to the global default one, else the built-in 404.
 local rows = require("sluice.rows")
 local balancing = require("sluice.balancing")
+
+local function alive(key)
+  local backend = key and key ~= "" and rows.backend(key)
+  return backend and balancing.alive(backend)
+end
+
 local key = ngx.var.sluice_error_backend
-local backend = key ~= "" and rows.backend(key)
-if not backend or not balancing.alive(backend) then
+if not alive(key) then
+  key = rows.settings().default_backend
+end
+if not alive(key) then
   return ngx.exec("@sluice_404")
 end
 ngx.var.sluice_backend = key

@@ -123,6 +123,10 @@ local function choose_backend(route, row_name, v)
   local var = ngx.var
   local primary = rows.backend(route.backend, v)
   if not primary or not balancing.alive(primary) then
+    if route.backend == rows.settings(v).default_backend then
+      var.proxy_upstream_name = "upstream-default-backend"
+      return ngx.exec(NOT_FOUND) -- a default backend that is not there is the built-in one
+    end
     local standing = stand_in(route)
     var.sluice_backend = standing.key
     return
