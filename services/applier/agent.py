@@ -35,6 +35,8 @@ log = get_logger(__name__)
 
 RELOAD_SECONDS: Final = 1.0
 """Between two reloads."""
+ORPHAN_SECONDS: Final = 2.0
+"""Between two looks for workers that outlived their master."""
 RETRY_SECONDS: Final = 5.0
 """Before an installation that failed as a whole is tried again."""
 
@@ -92,6 +94,7 @@ class Agent:
         self.last_error_at = 0.0
         self.head = VersionId(0, 0)
         self._next_reload = 0.0
+        self._next_orphans = 0.0
         self._names = Names({})
         self._crashes: list[float] = []
         self._workers: set[int] = set()
@@ -106,7 +109,6 @@ class Agent:
         self.settings = replace(self.settings, user=user)
         prepare_node(self.settings)
         self._names = Names(self.store.read_local())
-        self.nginx.recall()
         stored, complaints = self.store.load()
         for complaint in complaints:
             self.fail(complaint)
@@ -141,6 +143,8 @@ class Agent:
                 self.fail(f"nginx does not start: {words}")
                 return
         error = await self._installer.confirm(self.settings, self.generation)
+        if not error:
+            self.nginx.end_orphans()
         self.reloads[cause] += 1
         if error:
             self.fail(error)
@@ -375,6 +379,10 @@ class Agent:
             log.error("nginx's master is gone; starting another")
             self.fail("nginx's master was gone and was started again")
             await self._start_nginx("recover")
+        if time.monotonic() >= self._next_orphans:
+            self._next_orphans = time.monotonic() + ORPHAN_SECONDS
+            if self.nginx.end_orphans():
+                log.warning("workers without a master were told to end")
         self._count_crashes()
         cause = self._reload_cause() if self.manifest is not None else ""
         if cause and time.monotonic() >= self._next_reload:
@@ -406,8 +414,11 @@ class Agent:
         self.last_error, self.last_error_at = words, time.time()
 
     async def stop(self) -> None:
-        if self._options.stop_nginx and self.nginx.quit() and not await self.nginx.wait_gone(5.0):
-            self.nginx.kill()
+        if not self._options.stop_nginx:
+            return
+        if self.nginx.quit() and await self.nginx.wait_gone(5.0) and not self.nginx.orphans():
+            return
+        self.nginx.kill()
 
 
 def _change(rows: dict[str, bytes], digest: TableDigest, upsert: dict[str, bytes], delete: Iterable[str]) -> None:

@@ -122,6 +122,8 @@ class Installer:
                 return await self._back(before, generation, f"nginx does not start: {words}")
         error = await self.confirm(settings, generation)
         if not error:
+            if not running:
+                self._nginx.end_orphans()
             return ""
         return await self._back(before, generation, error)
 

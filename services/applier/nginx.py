@@ -60,8 +60,6 @@ class Nginx:
     def __init__(self, binary: str, directory: Path) -> None:
         self._binary = binary
         self._directory = directory
-        self._workers: set[int] = set()
-        """Worker pids as last seen, so that orphans can be found after the master is gone."""
 
     @property
     def pid(self) -> int:
@@ -109,26 +107,36 @@ class Nginx:
 
     async def start(self, control: Path) -> str:
         """Start a master on `current`; empty, or nginx's words. Orphans of a killed master keep serving until the new one does."""
-        orphans = self.orphans()
         for leftover in (control, self._directory / "run" / "nginx.pid"):
             _remove(leftover)
         code, text = await self._run("-c", "current/nginx.conf")
         if code != 0:
             return text.strip().splitlines()[0] if text.strip() else f"exit status {code}"
-        for pid in orphans:
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGQUIT)
         return ""
 
     def orphans(self) -> set[int]:
-        """Workers of this node whose master is gone."""
+        """Workers of this node whose master is gone. They serve on, with the rows of the moment it went, and share its listening sockets:
+        whoever is not accepted by a worker that is gone as well waits until the last of them ends."""
+        master = self.pid
         found = set()
-        for pid in self._workers:
-            with contextlib.suppress(psutil.Error):
-                process = psutil.Process(pid)
-                if _title(process).startswith(WORKER) and process.ppid() == 1:
-                    found.add(pid)
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if _title(process).startswith(WORKER) and process.ppid() != master and self._owns(process.pid):
+                    found.add(process.pid)
         return found
+
+    def _owns(self, pid: int) -> bool:
+        """Whether a process has this node's error log open: workers do not show their prefix."""
+        log = str(self._directory.resolve() / "logs" / "error.log")
+        return any(str(fd.readlink()) == log for fd in Path(f"/proc/{pid}/fd").iterdir())
+
+    def end_orphans(self) -> int:
+        """Let workers without a master finish and go, where there is a new master; how many there were."""
+        orphans = self.orphans() if self.pid else set()
+        for pid in orphans:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGQUIT)
+        return len(orphans)
 
     def reload(self) -> bool:
         return self._signal(signal.SIGHUP)
@@ -148,7 +156,7 @@ class Nginx:
         return True
 
     def workers(self) -> tuple[set[int], list[int]]:
-        """(serving, draining oldest first) worker pids; remembered for `orphans`."""
+        """(serving, draining oldest first) worker pids."""
         pid = self.pid
         if not pid:
             return set(), []
@@ -163,21 +171,7 @@ class Nginx:
                             draining.append((child.create_time(), child.pid))
                         else:
                             serving.add(child.pid)
-        self._workers = serving | {p for _, p in draining}
-        self._remember()
         return serving, [p for _, p in sorted(draining)]
-
-    def _remember(self) -> None:
-        path = self._directory / "run" / "workers"
-        text = " ".join(map(str, sorted(self._workers)))
-        with contextlib.suppress(OSError):
-            if not path.exists() or path.read_text() != text:
-                path.write_text(text)
-
-    def recall(self) -> None:
-        """Worker pids that an earlier applier noted."""
-        with contextlib.suppress(OSError, ValueError):
-            self._workers |= {int(p) for p in (self._directory / "run" / "workers").read_text().split()}
 
     def bound_draining(self, limit: int) -> None:
         """Old workers beyond `limit` end now: long connections must not pile up generations."""
@@ -196,8 +190,8 @@ class Nginx:
 
     def kill(self) -> None:
         """Everything, now."""
-        _, draining = self.workers()
-        for pid in {self.pid, *self._workers, *draining} - {0}:
+        serving, draining = self.workers()
+        for pid in {self.pid, *serving, *draining, *self.orphans()} - {0}:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
 

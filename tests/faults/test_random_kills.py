@@ -78,5 +78,8 @@ async def test_random_kills(tmp_path: Path) -> None:
 
 
 def _excused(failure: Failure, up: SluiceUp, kills: list[tuple[float, int | None, str]]) -> bool:
+    """A connection that went with a killed nginx process. A wrong answer never is."""
+    if failure.text[:1].isdigit():
+        return False
     node = up.http.index(failure.port)
     return any(n == node and 0 <= failure.at - at <= EXCUSED_SECONDS for at, n, _ in kills)
