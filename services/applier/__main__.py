@@ -18,5 +18,5 @@ def main(options: ApplierOptions) -> None:
 
     try:
         lifecycle.run("applier", run, node=options.node)
-    except NodeLocked as error:
+    except (NodeLocked, OSError) as error:
         sys.exit(f"sluice applier: {error}")

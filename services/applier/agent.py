@@ -26,7 +26,7 @@ from services.applier.rows import Split, files_of, split
 from services.applier.store import JOURNAL_LIMIT, Header, Store
 from services.shared.bus.port import Bus
 from services.shared.contracts.tables import PushHeader
-from services.shared.contracts.version import Manifest, PolicyBundle, TableDigest, VersionId
+from services.shared.contracts.version import Manifest, PolicyBundle, TableDigest, VersionId, bundle_digest
 from services.shared.telemetry.logs import get_logger
 from services.shared.versions.read import Unreadable, bundle_of, digest_of
 from services.shared.versions.replica import Replica
@@ -35,6 +35,8 @@ log = get_logger(__name__)
 
 RELOAD_SECONDS: Final = 1.0
 """Between two reloads."""
+HOLD_SECONDS: Final = 10.0
+"""How long rows that go wait for rows that are deferred."""
 ORPHAN_SECONDS: Final = 2.0
 """Between two looks for workers that outlived their master."""
 RETRY_SECONDS: Final = 5.0
@@ -81,6 +83,8 @@ class Agent:
         self._live_digest = TableDigest()
         """Of `live`, kept up to date row by row."""
         self._live_version = ""
+        self._live_content = ""
+        """The version's digest, where `live` is all of it; empty while rows wait. nginx keeps both, to be asked for after a restart."""
         self._behind: set[str] = set()
         """Keys whose rows in `live` differ from the replica's."""
         self.deferred: dict[str, str] = {}
@@ -95,6 +99,8 @@ class Agent:
         self.head = VersionId(0, 0)
         self._next_reload = 0.0
         self._next_orphans = 0.0
+        self._hold_until = 0.0
+        """Until then no row goes while another waits for its policy."""
         self._names = Names({})
         self._crashes: list[float] = []
         self._workers: set[int] = set()
@@ -103,8 +109,7 @@ class Agent:
     # --- start
 
     async def start(self) -> None:
-        """Serve from the disk, with nothing else there. Raises NodeLocked."""
-        self.store.lock()
+        """Serve from the disk, with nothing else there. The store is locked."""
         user = worker_user(self._options.directory)
         self.settings = replace(self.settings, user=user)
         prepare_node(self.settings)
@@ -114,12 +119,15 @@ class Agent:
             self.fail(complaint)
         if stored is None:
             return
-        self.bundle, self._bundle_digest, self._loaded = stored.bundle, stored.policy_digest, stored.bundle
+        self.bundle, self._bundle_digest, self._loaded = stored.bundle, bundle_digest(stored.bundle), stored.bundle
         self.live = dict(stored.rows)
         self._live_digest = digest_of(self.live)
         self._live_version = str(stored.id)
+        self._live_content = stored.digest
         self.generation = stored.generation
-        self.replica = Replica(stored.id, stored.digest, dict(stored.rows))
+        # a version some of whose rows were waiting is not held yet: it is taken again when the bus has it
+        held = stored.id if stored.digest else VersionId(stored.id.epoch, stored.id.number - 1)
+        self.replica = Replica(held, stored.digest, dict(stored.rows))
         self._fit_tables()
         self._names.note(self.live, ())
         await self._serve_stored()
@@ -127,8 +135,7 @@ class Agent:
     async def _serve_stored(self) -> None:
         answer = await self.control.generation() if self.nginx.pid else None
         if answer is not None and answer.generation == self.generation:
-            if answer.version != self._live_version:
-                await self._push_all()
+            await self._align()
             log.info("nginx runs and is adopted", generation=self.generation, version=self._live_version)
             return
         await self._start_nginx("recover" if self.nginx.pid else "start")
@@ -149,9 +156,7 @@ class Agent:
         if error:
             self.fail(error)
             return
-        answer = await self.control.generation()
-        if answer is not None and answer.version != self._live_version:
-            await self._push_all()
+        await self._align()
 
     # --- versions
 
@@ -177,6 +182,7 @@ class Agent:
         failpoint("verified")
         phases.verified_at = time.time()
         self.manifest = manifest
+        self._hold_until = time.monotonic() + HOLD_SECONDS
         await self._apply(phases)
         return phases
 
@@ -257,9 +263,10 @@ class Agent:
         await self._align()
 
     async def _align(self) -> None:
-        """After a reload memory was kept, or was filled from the new generation's disk: bring it to what this node believes is live."""
+        """Memory was kept over a reload, or filled from disk, or is another applier's: bring it to what this node believes is live."""
         answer = await self.control.generation()
-        if answer is None or answer.version != self._live_version:
+        same = answer is not None and (answer.version, answer.digest) == (self._live_version, self._live_content)
+        if not same or not self._live_content:
             await self._push_all()
 
     # --- rows
@@ -269,7 +276,6 @@ class Agent:
             version=str(self.replica.id),
             digest=self.replica.digest if complete else "",
             rows_digest=digest.hex,
-            policy_digest=self._bundle_digest,
         )
 
     def _ready(self, loaded: frozenset[str]) -> Split:
@@ -277,7 +283,13 @@ class Agent:
         rows = self.replica.rows
         upsert = {k: rows[k] for k in self._behind if k in rows and self.live.get(k) != rows[k]}
         gone = [k for k in self._behind if k not in rows and k in self.live]
-        return split(upsert, gone, loaded)
+        parts = split(upsert, gone, loaded)
+        # what waits may replace, or still refer to, what goes: nothing goes before it, unless that takes too long
+        return replace(parts, delete=()) if parts.deferred and time.monotonic() < self._hold_until else parts
+
+    def _still_behind(self) -> set[str]:
+        rows = self.replica.rows
+        return {k for k in self._behind if self.live.get(k) != rows.get(k)}
 
     def _after(self, parts: Split) -> tuple[dict[str, bytes], TableDigest, set[str]]:
         """(rows, their digest, keys still behind) once `parts` are live."""
@@ -308,21 +320,22 @@ class Agent:
         for digest, content in files_of(upsert).items():
             self.store.write_file(digest, content, self._files_group())
         version = str(self.replica.id)
-        header = PushHeader(base=self._live_version, version=version, digest=self.replica.digest, keep_previous=keep_previous)
+        content = self.replica.digest if self._still_behind() <= {*upsert, *delete} else ""
+        header = PushHeader(base=self._live_version, version=version, digest=content, keep_previous=keep_previous)
         result = await self.control.push(push_body(header, lines_of(upsert, delete)))
         if result.outcome == "other base":
-            result = await self.control.push(self._whole(upsert, delete, version))
+            result = await self.control.push(self._whole(upsert, delete, version, content))
         if result.outcome == "no memory":
             self.fail(f"version {version}: nginx's table memory is full ({result.detail}); it is made larger")
             self.settings = replace(self.settings, tables_bytes=self.settings.tables_bytes * 2)
             await self._reload("table-memory", None)
-            result = await self.control.push(self._whole(upsert, delete, version))
+            result = await self.control.push(self._whole(upsert, delete, version, content))
         if result.outcome != "live":
             self.fail(f"version {version}: the push failed: {result.outcome} {result.detail}")
             return False
         _change(self.live, self._live_digest, upsert, delete)
-        self._live_version = version
-        self._behind = set(self.deferred)
+        self._live_version, self._live_content = version, content
+        self._behind = self._still_behind()
         self._persist(upsert, delete)
         if any(k.startswith("f/") for k in delete):
             self.store.forget_files({k[2:] for k in self.live if k.startswith("f/")})
@@ -330,25 +343,25 @@ class Agent:
             await self.resolve()
         return True
 
-    def _whole(self, upsert: dict[str, bytes], delete: tuple[str, ...], version: str) -> bytes:
+    def _whole(self, upsert: dict[str, bytes], delete: tuple[str, ...], version: str, content: str) -> bytes:
         """A push of everything: what is live, with a change."""
         gone = set(delete)
         rows = {k: v for k, v in self.live.items() if k not in gone} | upsert
-        return push_body(PushHeader(base="", version=version, digest=self.replica.digest), lines_of(rows, ()))
+        return push_body(PushHeader(base="", version=version, digest=content), lines_of(rows, ()))
 
     async def _push_all(self) -> None:
         """Bring memory to `live`, whatever is in it."""
         version = self._live_version or str(self.replica.id)
         for digest, content in files_of(self.live).items():
             self.store.write_file(digest, content, self._files_group())
-        result = await self.control.push(self._whole({}, (), version))
+        result = await self.control.push(self._whole({}, (), version, self._live_content))
         if result.outcome != "live":
             self.fail(f"the rows could not be pushed: {result.outcome} {result.detail}")
         elif self._names.rows:
             await self._push_local(self._names.rows, ())
 
     def _persist(self, upsert: dict[str, bytes], delete: tuple[str, ...]) -> None:
-        header = self._header(self._live_digest, complete=not self.deferred)
+        header = self._header(self._live_digest, complete=not self._behind)
         try:
             size = self.store.append(self.generation, header, upsert, delete)
             if size > JOURNAL_LIMIT:
@@ -366,7 +379,7 @@ class Agent:
             await self._push_local(changed, gone)
 
     async def _push_local(self, upsert: dict[str, bytes], delete: Iterable[str]) -> None:
-        header = PushHeader(base=self._live_version, version=self._live_version, digest=self.replica.digest)
+        header = PushHeader(base=self._live_version, version=self._live_version, digest=self._live_content)
         result = await self.control.push(push_body(header, lines_of(upsert, delete)))
         if result.outcome != "live":
             log.warning("name answers could not be pushed", outcome=result.outcome)
@@ -390,6 +403,9 @@ class Agent:
             await self._reload(cause, phases)
             await self._push_ready(phases, keep_previous=True)
             return phases
+        if self._behind and time.monotonic() >= self._hold_until > 0:
+            self._hold_until = 0.0
+            await self._push_ready(Phases(received_at=time.time()))
         return None
 
     def _count_crashes(self) -> None:

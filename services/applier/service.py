@@ -42,9 +42,10 @@ class Applier:
         """The newest version that could not be taken, tried again."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        await self._agent.start()
+        self._agent.store.lock()
         runner = await self._health.serve()
         try:
+            await self._agent.start()
             await lifecycle.until(stop, self._serve_bus(), self._apply(), self._report(), self._resolve())
         finally:
             self._health.stopping = True

@@ -37,9 +37,6 @@ class Header(Struct, frozen=True, kw_only=True):
     """The version's content digest; empty while some of its rows are deferred."""
     rows_digest: str
     """`TableDigest` of the rows as they are here."""
-    policy_digest: str = ""
-    base: str = ""
-    delete_previous: bool = False
 
 
 class Stored(Struct, frozen=True, kw_only=True):
@@ -48,7 +45,6 @@ class Stored(Struct, frozen=True, kw_only=True):
     generation: int
     id: VersionId
     digest: str
-    policy_digest: str
     bundle: PolicyBundle
     rows: dict[str, bytes]
 
@@ -155,7 +151,6 @@ class Store:
             generation=generation,
             id=VersionId(int(epoch), int(number)),
             digest=header.digest,
-            policy_digest=header.policy_digest,
             bundle=decode_bundle((directory / "bundle.json").read_bytes()),
             rows=rows,
         )
