@@ -185,6 +185,8 @@ class Compiler:
         if mark is None:
             return self._synced
         if engine.world.agrees(mark):
+            if not self._synced:
+                lifecycle.settled()
             self._synced = True
         elif not self._inbox:
             self._ask_resync()
