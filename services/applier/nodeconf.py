@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import os
 import resource
 import tempfile
 from pathlib import Path
@@ -61,11 +62,14 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
 
     @property
     def control_socket(self) -> Path:
-        """In the node's directory, or, where that path is too long for a socket (108 bytes), under the system's temporary directory."""
-        path = self.directory / "run" / "control.sock"
+        """In a folder that only its owner can enter: nginx makes its sockets writable for everybody.
+
+        In the node's directory, or, where that path is too long for a socket (108 bytes), under the system's temporary directory.
+        """
+        path = self.directory / "control" / "control.sock"
         if len(str(path)) <= 100:
             return path
-        return Path(tempfile.gettempdir()) / f"sluice-{hashlib.sha256(str(path).encode()).hexdigest()[:16]}.sock"
+        return Path(tempfile.gettempdir()) / f"sluice-{hashlib.sha256(str(path).encode()).hexdigest()[:16]}" / "control.sock"
 
 
 def _plain(path: str) -> str:
@@ -247,6 +251,11 @@ def prepare_node(settings: NodeSettings) -> None:
     """The parts of the node's directory that no generation owns: folders, the link to Lua, the listener's own certificate."""
     for name in ("versions", "files", "run", "logs"):
         (settings.directory / name).mkdir(parents=True, exist_ok=True)
+    folder = settings.control_socket.parent
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.geteuid():
+        raise PermissionError(f"{folder} belongs to somebody else")
+    folder.chmod(0o700)
     link = settings.directory / "lua"
     if not link.is_symlink() or link.readlink() != LUA:
         link.unlink(missing_ok=True)

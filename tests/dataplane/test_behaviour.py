@@ -460,6 +460,13 @@ def test_hostile_host_headers_get_an_answer(edge: Edge, host: str) -> None:
     assert edge.get(host)[0] in (400, 404)
 
 
+def test_nobody_else_can_reach_the_control_socket(edge: Edge) -> None:
+    assert edge.settings.control_socket.parent.stat().st_mode & 0o777 == 0o700
+    assert edge.get("nobody.example.com", "/tables")[0] == 404
+    assert edge.get("plain.example.com", "/.sluice/auth")[0] == 404
+    assert edge.get("plain.example.com", "/.sluice/vars")[0] == 404
+
+
 def test_no_lua_error_in_all_of_this(edge: Edge) -> None:
     bad = [line for line in edge.error_log().splitlines() if "lua" in line and "[error]" in line and "auth-url" not in line]
     assert bad == []

@@ -1,4 +1,4 @@
--- The control socket: pushes, questions about this worker and its shared memory. Only the applier can open it (0600).
+-- The control socket: pushes, questions about this worker and its shared memory. Only the applier can reach it (its folder is 0700).
 local cjson = require("cjson.safe")
 local node = require("sluice.node")
 local tables = require("sluice.tables")
