@@ -133,10 +133,14 @@ class SluiceUp:
             return set()
 
     def child(self, name: str) -> psutil.Process:
-        """One supervised process: nats, watcher, compiler, webhook, node-0, ..."""
-        for record in json.loads((self.state / "children.json").read_text()):
-            if record["name"] == name:
-                return psutil.Process(record["pid"])
+        """One supervised process: nats, watcher, compiler, webhook, node-0, ... Waits while it is being restarted."""
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError, ValueError, psutil.Error):
+                for record in json.loads((self.state / "children.json").read_text()):
+                    if record["name"] == name and psutil.Process(record["pid"]).status() != psutil.STATUS_ZOMBIE:
+                        return psutil.Process(record["pid"])
+            time.sleep(0.02)
         raise AssertionError(f"no process {name}")
 
     def nginx(self, node: int) -> psutil.Process:
