@@ -21,7 +21,7 @@ from services.compiler.graph import Graph, Place
 from services.compiler.hosts import CanaryEdge, LoweredHost, lower_host
 from services.compiler.ingresses import CATCH_ALL, BackendRef, ReadIngress, in_order, read_ingress
 from services.compiler.ir import LocationPolicy
-from services.compiler.locations import FIRST_PORT
+from services.compiler.locations import FIRST_PORT, without_policy
 from services.compiler.policies import policy_of, render_bundle
 from services.compiler.settings import GlobalSettings, parse_settings
 from services.compiler.tables import Tables
@@ -225,7 +225,7 @@ class Engine:
             return good[-1]
         if len(good) > 1:
             return good[0]
-        return replace(good[-1], denied=True, settings=replace(good[-1].settings, configuration_snippet=""))
+        return replace(good[-1], denied=True, settings=without_policy(good[-1].settings))
 
     def _take_effect(self, place: Place, read: ReadIngress | None) -> None:
         hosts, backends = self.graph.put(place, read)
@@ -352,10 +352,9 @@ class Engine:
         return Users(ingresses=self.graph.of_backend(ref), edges=self.edges_of(ref), primary=primary)
 
     def _lower_backend(self, ref: BackendRef) -> None:
-        wanted = self.graph.needed(ref) or any(
-            e.canary == ref for p in self._canary_of.get(ref, ()) for mine in self._edges.get(p, {}).values() for e in mine
-        )
-        row = lower_backend(ref, self._users(ref), self.world, self.settings, any_address=self._any_address) if wanted else None
+        row = None
+        if self.graph.needed(ref):
+            row = lower_backend(ref, self._users(ref), self.world, self.settings, any_address=self._any_address)
         if row is not None and ref == self.default_backend:
             row = replace(row, name="upstream-default-backend")
         self._tables.put(f"b/{ref.key}", row)
@@ -390,14 +389,17 @@ class Engine:
     # --- policies that nginx refuses
 
     def quarantine(self, policy_hash: str, words: str) -> list[str]:
-        """nginx refuses a policy: the Ingresses that need it go back to their last good form. Returns their names."""
+        """nginx refuses a policy: the Ingresses that need it go back to their last good form. Returns the names of new ones."""
         culprits: dict[str, ReadIngress] = {}
         for lowered in self.hosts.values():
             for location in lowered.locations:
                 if location.route.policy == policy_hash and location.ingress is not None:
                     culprits[location.ingress.ref] = location.ingress
-        for ingress in culprits.values():
+        for ref, ingress in sorted(culprits.items()):
             place = (ingress.namespace, ingress.name)
+            if self._quarantined.get(place, ("",))[0] == policy_hash:
+                del culprits[ref]  # nodes repeat their reports; this one waits to be compiled, or cannot do without the policy
+                continue
             self._quarantined[place] = (policy_hash, _refused(ingress, words))
             self._dirty_ingresses.add(place)
         return sorted(culprits)
@@ -418,4 +420,7 @@ def _service_ref(flag: str) -> BackendRef | None:
 
 
 def _needs(lowered: LoweredHost | None) -> set[BackendRef]:
-    return {ref for location in lowered.locations for ref in location.backends} if lowered else set()
+    """What a host's routes may send to, canaries included."""
+    if lowered is None:
+        return set()
+    return {ref for location in lowered.locations for ref in location.backends} | {edge.canary for edge in lowered.edges}

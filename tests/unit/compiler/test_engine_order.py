@@ -52,7 +52,7 @@ def _deltas(specs: list[tuple[int, str, str, int, dict[str, str], bool]]) -> lis
     return list(out.values())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(ingresses, st.randoms(use_true_random=False))
 def test_order_does_not_show(specs: list[tuple[int, str, str, int, dict[str, str], bool]], shuffle: random.Random) -> None:
     deltas = _deltas(specs)
@@ -69,7 +69,7 @@ def test_order_does_not_show(specs: list[tuple[int, str, str, int, dict[str, str
     assert stepwise.bundle == expected.bundle
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(ingresses, ingresses)
 def test_a_way_of_edits_leads_to_the_same_as_a_fresh_start(
     first: list[tuple[int, str, str, int, dict[str, str], bool]], then: list[tuple[int, str, str, int, dict[str, str], bool]]
@@ -105,3 +105,14 @@ def test_applying_the_same_again_is_no_change() -> None:
 
     assert not any(engine.apply(delta) for delta in deltas)
     assert engine.compile().empty
+
+
+def test_endpoints_of_a_service_that_is_only_a_canary() -> None:
+    """Nothing but the canary's edge refers to it: its slices arrive later all the same."""
+    web, then = service("web", [8000]), service("next", [9000, 9001])
+    canary = ingress("next", {"a.example.com": {"/": "next"}}, annotations={"canary": "true", "canary-weight": "10"})
+    engine = engine_of([upsert(o) for o in (CLASS, *web, ingress("web", {"a.example.com": {"/": "web"}}), canary, *then[:2])])
+    engine.apply(upsert(then[2]))
+    engine.compile()
+
+    assert b"9001" in engine.rows["b/default/next:80"]
