@@ -6,41 +6,40 @@ previous form.
 
 from __future__ import annotations
 
-import grp
 import time
 from collections import Counter
-from collections.abc import Iterable
 from typing import Final
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from services.applier.control import Control, lines_of, push_body
+from services.applier.control import Control, Generation
+from services.applier.decide import Decision, decide, introduced
 from services.applier.gate import check_bundle
-from services.applier.install import Installer, failpoint
+from services.applier.guard import inline_rows, malformed, too_large, unnamed
+from services.applier.install import Installed, Installer, failpoint, made_of
+from services.applier.live import Live
 from services.applier.nginx import Nginx, worker_user
 from services.applier.nodeconf import NodeSettings, prepare_node, required_tables_bytes
 from services.applier.options import ApplierOptions
-from services.applier.resolve import Names
-from services.applier.rows import Split, files_of, split
-from services.applier.store import JOURNAL_LIMIT, Header, Store
+from services.applier.rows import Split
+from services.applier.store import Spoiled, Store, Stored
+from services.applier.watch import CRASH_SECONDS, CRASHES, Watch
 from services.shared.bus.port import Bus
-from services.shared.contracts.tables import PushHeader
-from services.shared.contracts.version import Manifest, PolicyBundle, TableDigest, VersionId, bundle_digest
+from services.shared.contracts.version import Manifest, PolicyBundle, VersionId, bundle_digest
 from services.shared.telemetry.logs import get_logger
-from services.shared.versions.read import Unreadable, bundle_of, digest_of
+from services.shared.versions.read import Unreadable, bundle_of
 from services.shared.versions.replica import Replica
 
 log = get_logger(__name__)
 
 RELOAD_SECONDS: Final = 1.0
 """Between two reloads."""
-HOLD_SECONDS: Final = 10.0
-"""How long rows that go wait for rows that are deferred."""
-ORPHAN_SECONDS: Final = 2.0
-"""Between two looks for workers that outlived their master."""
 RETRY_SECONDS: Final = 5.0
 """Before an installation that failed as a whole is tried again."""
+START_RETRY_SECONDS: Final = 1.0
+PUSH_RETRY_SECONDS: Final = 0.5
 
 
 class Phases(Struct, kw_only=True):
@@ -70,26 +69,25 @@ class Agent:
             metrics=options.flags.enable_metrics,
         )
         self.control = Control(self.settings.control_socket)
+        self.live = Live(self.store, self.control, self.fail)
+        self.watch = Watch(self.nginx, self.control)
         self._installer = Installer(self.store, self.nginx, self.control)
-        self.replica = Replica()
         self.manifest: Manifest | None = None
-        """The newest version taken; its rows are `replica`'s."""
-        self.bundle = PolicyBundle(policies=())
+        """The newest version taken; its rows are `live.target`'s."""
+        self._bundle = PolicyBundle(policies=())
+        """Of the newest version taken."""
         self._bundle_digest = ""
         self._loaded = PolicyBundle(policies=())
         """What nginx runs."""
-        self.live: dict[str, bytes] = {}
-        """The rows in nginx's memory: the replica's, with the previous form of those that wait."""
-        self._live_digest = TableDigest()
-        """Of `live`, kept up to date row by row."""
-        self._live_version = ""
-        self._live_content = ""
-        """The version's digest, where `live` is all of it; empty while rows wait. nginx keeps both, to be asked for after a restart."""
-        self._behind: set[str] = set()
-        """Keys whose rows in `live` differ from the replica's."""
-        self.deferred: dict[str, str] = {}
+        self._before = PolicyBundle(policies=())
+        """What it ran before the last installation."""
+        self._made_of = ""
         self.refused: dict[str, str] = {}
         self.generation = 0
+        """That nginx runs; 0: none that this applier knows."""
+        self.foreign = False
+        """nginx runs what this applier cannot read from the disk: it is left alone until there is a version to replace it."""
+        self._floor = VersionId(0, 0)
         self.reloads: Counter[str] = Counter()
         self.failed_reloads = 0
         self.last_reload_ok = True
@@ -98,49 +96,91 @@ class Agent:
         self.last_error_at = 0.0
         self.head = VersionId(0, 0)
         self._next_reload = 0.0
-        self._next_orphans = 0.0
-        self._hold_until = 0.0
-        """Until then no row goes while another waits for its policy."""
-        self._names = Names({})
-        self._crashes: list[float] = []
-        self._workers: set[int] = set()
-        self._installed_at = 0.0
+        self._next_start = 0.0
+        self._next_push = 0.0
+        self._unpushed: Phases | None = None
+        """Of a version whose rows did not reach nginx: tried again."""
+
+    @property
+    def live_id(self) -> VersionId:
+        """The version that is live, whatever of it waits for policies; (0, 0): none."""
+        epoch, _, number = self.live.version.partition(".") if self.generation else ("", "", "")
+        return min(self.replica.id, VersionId(int(epoch), int(number))) if epoch else VersionId(0, 0)
+
+    @property
+    def replica(self) -> Replica:
+        """The newest version's rows."""
+        return self.live.target
+
+    @property
+    def deferred(self) -> dict[str, str]:
+        return self.live.deferred
 
     # --- start
 
     async def start(self) -> None:
         """Serve from the disk, with nothing else there. The store is locked."""
-        user = worker_user(self._options.directory)
-        self.settings = replace(self.settings, user=user)
+        self.settings = replace(self.settings, user=worker_user(self._options.directory))
+        self.live.set_worker_user(self.settings.user)
         prepare_node(self.settings)
-        self._names = Names(self.store.read_local())
-        stored, complaints = self.store.load()
-        for complaint in complaints:
-            self.fail(complaint)
-        if stored is None:
-            return
-        self.bundle, self._bundle_digest, self._loaded = stored.bundle, bundle_digest(stored.bundle), stored.bundle
-        self.live = dict(stored.rows)
-        self._live_digest = digest_of(self.live)
-        self._live_version = str(stored.id)
-        self._live_content = stored.digest
+        readable: list[Stored] = []
+        for generation in self.store.candidates():
+            try:
+                readable.append(self.store.read(generation))
+            except Spoiled as error:
+                self.fail(str(error))
+                continue
+            if await self._serve_stored(readable[-1]):
+                return
+        if self.nginx.pid or not readable:
+            await self._leave_alone(await self.control.generation())
+        else:  # nothing starts, whatever the generation (a port is taken): the newest is tried again by and by
+            self._believe(readable[0])
+
+    def _believe(self, stored: Stored) -> None:
+        """Take a generation for what nginx runs, or will once it is started."""
+        self._bundle, self._bundle_digest = stored.bundle, bundle_digest(stored.bundle)
+        self._loaded = self._before = stored.bundle
+        self._made_of = stored.made.of
+        self.settings = replace(self.settings, tables_bytes=stored.made.tables_bytes)
+        self.live.restore(stored)
+        self.live.installed(stored.generation, frozenset())
         self.generation = stored.generation
         # a version some of whose rows were waiting is not held yet: it is taken again when the bus has it
         held = stored.id if stored.digest else VersionId(stored.id.epoch, stored.id.number - 1)
-        self.replica = Replica(held, stored.digest, dict(stored.rows))
-        self._fit_tables()
-        self._names.note(self.live, ())
-        await self._serve_stored()
+        self.live.target = Replica(held, stored.digest, dict(stored.rows))
+        if stored.generation != self.store.current:
+            self.store.switch(stored.generation)
 
-    async def _serve_stored(self) -> None:
+    async def _serve_stored(self, stored: Stored) -> bool:
+        """Have nginx serve this generation, by adopting one that does; false: it cannot be had to."""
+        self._believe(stored)
+        if self._settings_changed and await self._reload("settings", None):
+            return True
         answer = await self.control.generation() if self.nginx.pid else None
-        if answer is not None and answer.generation == self.generation:
-            await self._align()
-            log.info("nginx runs and is adopted", generation=self.generation, version=self._live_version)
-            return
-        await self._start_nginx("recover" if self.nginx.pid else "start")
+        if answer is not None and answer.generation == stored.generation:
+            await self.live.align()
+            log.info("nginx runs and is adopted", generation=stored.generation, version=self.live.version)
+            return True
+        return await self._start_nginx("recover" if self.nginx.pid else "start")
 
-    async def _start_nginx(self, cause: str) -> None:
+    @property
+    def _settings_changed(self) -> bool:
+        return self._made_of != made_of(self.settings)
+
+    async def _leave_alone(self, running: Generation | None) -> None:
+        """The disk has nothing to serve from; what runs, if anything does, goes on."""
+        self.generation = 0
+        self._bundle, self._bundle_digest = PolicyBundle(policies=()), ""
+        self._loaded = self._before = PolicyBundle(policies=())
+        self.live.forget()
+        self.foreign = running is not None
+        if running is not None:
+            epoch, _, number = running.version.partition(".")
+            self._floor = VersionId(int(epoch), int(number)) if epoch.isdigit() and number.isdigit() else self._floor
+            self.fail(f"nginx goes on with version {running.version}, of which nothing on disk can be used")
+
+    async def _start_nginx(self, cause: str) -> bool:
         """Start (or reload) on what is current; rows come from the disk where memory is empty."""
         if self.nginx.pid:
             self.nginx.reload()
@@ -148,99 +188,125 @@ class Agent:
             words = await self.nginx.start(self.settings.control_socket)
             if words:
                 self.fail(f"nginx does not start: {words}")
-                return
-        error = await self._installer.confirm(self.settings, self.generation)
-        if not error:
-            self.nginx.end_orphans()
-        self.reloads[cause] += 1
+                return False
+        # with settings that are not in effect yet the probe would ask at another port
+        error = await self._installer.confirm(self.settings, self.generation, probe=not self._settings_changed)
         if error:
             self.fail(error)
-            return
-        await self._align()
+            return False
+        self.nginx.end_orphans()
+        self.reloads[cause] += 1
+        self.watch.crashes.installed(time.monotonic())
+        await self.live.align()
+        return True
 
     # --- versions
 
     async def take(self, manifest: Manifest) -> Phases | None:
-        """Move to a version: rows now, policies as soon as may be. None: it is not for us, or not newer."""
+        """Move to a version: rows now, policies as soon as may be. None: it is not for us, or not newer, or cannot be had."""
         if manifest.group != self._options.group:
             self.fail(f"version {manifest.id} is for group {manifest.group}, this node is of {self._options.group}")
             return None
         self.head = max(self.head, manifest.id)
-        if manifest.id <= self.replica.id:
+        if manifest.id <= self.replica.id or manifest.id < self._floor:
             if manifest.id == self.replica.id and manifest.digest != self.replica.digest and self.replica.digest:
                 self.fail(f"version {manifest.id} arrived with other content than this node applied under that number")
             self.manifest = self.manifest or (manifest if manifest.id == self.replica.id else None)
             return None
         phases = Phases(received_at=time.time())
-        if self.store.free_bytes() < self._options.min_free_bytes:
-            self.fail(f"no space: version {manifest.id} waits until the disk has {self._options.min_free_bytes >> 20} MiB free")
-            return None
-        error = await self._fetch(manifest)
+        error = self._no_room(manifest) or await self._fetch(manifest)
         if error:
             self.fail(error)
             return None
         failpoint("verified")
         phases.verified_at = time.time()
         self.manifest = manifest
-        self._hold_until = time.monotonic() + HOLD_SECONDS
         await self._apply(phases)
         return phases
+
+    def _no_room(self, manifest: Manifest) -> str:
+        """Before anything is touched."""
+        if self.store.free_bytes() < self._options.min_free_bytes:
+            return f"no space: version {manifest.id} waits until the disk has {self._options.min_free_bytes >> 20} MiB free"
+        return too_large(manifest, required_tables_bytes(manifest.rows, manifest.row_bytes), self._options.max_tables_bytes)
 
     async def _fetch(self, manifest: Manifest) -> str:
         """Bring bundle and rows of a version here, verified; empty, or why not (nothing has changed then)."""
         try:
-            bundle = await bundle_of(self._bus, manifest) if manifest.policy_digest != self._bundle_digest else self.bundle
-        except Unreadable as error:
-            return str(error)
-        failpoint("fetched")
-        if bundle is not self.bundle:
-            errors = check_bundle(bundle)
-            if any(e.scope != "location" for e in errors):
-                return f"version {manifest.id} is refused: {errors[0].scope} policy: {errors[0].words}"
-            self.refused.update({e.policy: f"refused by this node: {e.words}" for e in errors})
-        try:
-            move = self.replica.inline(manifest) or await self.replica.fetch(self._bus, manifest)
-        except Unreadable as error:
-            return str(error)
-        self._behind.update(move.upsert, move.delete)
-        self.bundle, self._bundle_digest = bundle, manifest.policy_digest
+            bundle = await bundle_of(self._bus, manifest) if manifest.policy_digest != self._bundle_digest else self._bundle
+            failpoint("fetched")
+            refused: dict[str, str] = {}
+            if bundle is not self._bundle:
+                errors = check_bundle(bundle)
+                if any(e.scope != "location" for e in errors):
+                    return f"version {manifest.id} is refused: {errors[0].scope} policy: {errors[0].words}"
+                refused = {e.policy: f"refused by this node: {e.words}" for e in errors}
+            words = await self._move(manifest)
+        except (Unreadable, msgspec.DecodeError) as error:
+            return f"version {manifest.id} cannot be read: {error}"
+        if not words:
+            self._bundle, self._bundle_digest = bundle, manifest.policy_digest
+            self.refused |= refused
+        return words and f"version {manifest.id} is refused: {words}"
+
+    async def _move(self, manifest: Manifest) -> str:
+        """Move the rows; empty, or what is wrong with them (they stay as they were then)."""
+        words = malformed(inline_rows(manifest).items()) or unnamed(manifest.delta.delete if manifest.delta else ())
+        if words:
+            return words
+        held = self.replica
+        move = held.inline(manifest)
+        if move is None:
+            moved = Replica(held.id, held.digest, held.rows)
+            move = await moved.fetch(self._bus, manifest)
+            words = malformed(move.upsert.items())
+            if words:
+                return words
+            self.live.target = moved
+        self.live.behind.update(move.upsert, move.delete)
         return ""
 
     @property
-    def _loaded_locations(self) -> frozenset[str]:
-        return frozenset(p.hash for p in self._loaded.policies if p.scope == "location")
+    def _locations(self) -> frozenset[str]:
+        """Policies that rows may name."""
+        return frozenset(p.hash for p in self._loaded.policies if p.scope == "location") - self.refused.keys()
 
-    def _reload_cause(self) -> str:
-        """Why nginx must be reloaded; empty: it need not."""
-        loaded = {p.hash for p in self._loaded.policies}
-        if any(p.hash not in loaded and p.hash not in self.refused for p in self.bundle.policies):
-            return "policy"
-        return "table-memory" if self._wanted_tables() > self.settings.tables_bytes else ""
+    def _decide(self) -> Decision:
+        return decide(
+            bundle=self._bundle,
+            loaded=self._loaded,
+            refused=self.refused,
+            tables_wanted=self._wanted_tables(),
+            tables_bytes=self.settings.tables_bytes,
+            settings_changed=bool(self.generation) and self._settings_changed,
+            rows_behind=bool(self.live.behind),
+        )
 
     def _wanted_tables(self) -> int:
-        return required_tables_bytes(len(self.replica.rows), self.replica.row_bytes)
-
-    def _fit_tables(self) -> None:
-        self.settings = replace(self.settings, tables_bytes=max(self.settings.tables_bytes, self._wanted_tables()))
+        return min(self._options.max_tables_bytes, required_tables_bytes(len(self.replica.rows), self.replica.row_bytes))
 
     async def _apply(self, phases: Phases) -> None:
-        cause = self._reload_cause()
-        if cause == "table-memory":
-            await self._reload(cause, phases)
+        decision = self._decide()
+        if decision.grow_first:
+            await self._reload(decision.reload, phases)
         await self._push_ready(phases)
-        if cause == "policy" and time.monotonic() >= self._next_reload:
-            await self._reload(cause, phases)
+        if decision.reload and not decision.grow_first and time.monotonic() >= self._next_reload:
+            await self._reload(decision.reload, phases)
             await self._push_ready(phases, keep_previous=True)
 
-    async def _reload(self, cause: str, phases: Phases | None) -> None:
-        self._fit_tables()
-        wanted = frozenset(p.hash for p in self.bundle.policies if p.scope == "location") - self.refused.keys()
-        rows, digest, behind = self._after(self._ready(wanted))
-        header = self._header(digest, complete=not behind)
+    # --- reloads
+
+    async def _reload(self, cause: str, phases: Phases | None) -> bool:
+        """Install the newest version's policies; whether nginx took them."""
+        self.settings = replace(self.settings, tables_bytes=max(self.settings.tables_bytes, self._wanted_tables()))
+        wanted = frozenset(p.hash for p in self._bundle.policies if p.scope == "location") - self.refused.keys()
+        rows, header = self.live.after(self._plan(wanted))
         first = not self.nginx.pid
         self._next_reload = time.monotonic() + RELOAD_SECONDS
-        installed = await self._installer.install(self.settings, self.bundle, header, rows, self.refused)
-        self.refused = {h: w for h, w in installed.refused.items() if any(p.hash == h for p in self.bundle.policies)}
+        stand_in = PolicyBundle(policies=self._loaded.policies + self._before.policies)
+        installed = await self._installer.install(self.settings, self._bundle, stand_in, header, rows, self.refused)
+        known = {p.hash for p in self._bundle.policies}
+        self.refused = {h: w for h, w in installed.refused.items() if h in known}
         self.last_reload_ok = installed.ok
         if phases is not None:
             phases.tested_at = installed.tested_at or phases.tested_at
@@ -249,180 +315,114 @@ class Agent:
             self._next_reload = time.monotonic() + RETRY_SECONDS
             self.reloads["revert"] += 1
             self.fail(installed.error)
-            return
+            return False
         self.reloads["start" if first else cause] += 1
-        self.last_reload_at = self._installed_at = time.time()
-        self._crashes.clear()
-        self.generation = installed.generation
-        self._loaded = PolicyBundle(policies=tuple(p for p in self.bundle.policies if p.hash not in self.refused))
+        if phases is not None:
+            phases.loaded_at, phases.reload = installed.loaded_at, cause
+        await self._installed(installed)
+        return True
+
+    async def _installed(self, installed: Installed) -> None:
+        self.last_reload_at = time.time()
+        self._before, self._loaded = self._loaded, installed.bundle
+        self._made_of, self.generation, self.foreign = installed.made_of, installed.generation, False
+        self.live.installed(installed.generation, introduced(self._loaded, self._before) if self._before.policies else frozenset())
+        self.watch.crashes.installed(time.monotonic())
         for policy, words in self.refused.items():
             self.fail(f"policy {policy}: {words}")
-        if phases is not None:
-            phases.loaded_at = installed.loaded_at
-            phases.reload = cause
-        await self._align()
+        await self.live.align()
 
-    async def _align(self) -> None:
-        """Memory was kept over a reload, or filled from disk, or is another applier's: bring it to what this node believes is live."""
-        answer = await self.control.generation()
-        same = answer is not None and (answer.version, answer.digest) == (self._live_version, self._live_content)
-        if not same or not self._live_content:
-            await self._push_all()
+    async def _undo_installation(self) -> None:
+        """Workers crash since the last installation: go back to the policies before it, and refuse those that it brought."""
+        words = f"nginx workers crashed more than {CRASHES} times in {CRASH_SECONDS:g} s after it was loaded"
+        fresh = introduced(self._loaded, self._before) if self._before.policies else frozenset[str]()
+        self.watch.crashes.installed(time.monotonic())
+        if not fresh:
+            self.fail("nginx workers crash; the last installation brought no new policy to go back from")
+            return
+        log.error("nginx workers crash; going back", policies=sorted(fresh))
+        self.refused |= dict.fromkeys(fresh, words)
+        self.live.undo()
+        await self._reload("revert", None)
+        await self._push_ready(None)
 
     # --- rows
 
-    def _header(self, digest: TableDigest, *, complete: bool) -> Header:
-        return Header(
-            version=str(self.replica.id),
-            digest=self.replica.digest if complete else "",
-            rows_digest=digest.hex,
-        )
+    def _plan(self, loaded: frozenset[str]) -> Split:
+        pinned = bool(self.manifest and self.manifest.pinned)
+        return self.live.plan(loaded, self.refused, time.monotonic(), pinned=pinned)
 
-    def _ready(self, loaded: frozenset[str]) -> Split:
-        """What of the rows that are behind can go, with these policies loaded."""
-        rows = self.replica.rows
-        upsert = {k: rows[k] for k in self._behind if k in rows and self.live.get(k) != rows[k]}
-        gone = [k for k in self._behind if k not in rows and k in self.live]
-        parts = split(upsert, gone, loaded)
-        # what waits may replace, or still refer to, what goes: nothing goes before it, unless that takes too long
-        return replace(parts, delete=()) if parts.deferred and time.monotonic() < self._hold_until else parts
-
-    def _still_behind(self) -> set[str]:
-        rows = self.replica.rows
-        return {k for k in self._behind if self.live.get(k) != rows.get(k)}
-
-    def _after(self, parts: Split) -> tuple[dict[str, bytes], TableDigest, set[str]]:
-        """(rows, their digest, keys still behind) once `parts` are live."""
-        rows = dict(self.live)
-        digest = self._live_digest.copy()
-        _change(rows, digest, parts.upsert, parts.delete)
-        return rows, digest, set(parts.deferred)
-
-    async def _push_ready(self, phases: Phases, *, keep_previous: bool = False) -> None:
+    async def _push_ready(self, phases: Phases | None, *, keep_previous: bool = False) -> None:
         """Push every row that differs from what is live and whose policies are loaded."""
-        parts = self._ready(self._loaded_locations)
-        self.deferred = parts.deferred
+        parts = self._plan(self._locations)
+        self.live.deferred = parts.deferred
         if not self.generation:
             return
-        if self._live_version == str(self.replica.id) and not parts.upsert and not parts.delete:
+        if self.live.version != str(self.replica.id) or parts.upsert or parts.delete:
+            result = await self.live.push(parts, keep_previous=keep_previous)
+            if result.outcome == "no memory" and await self._grow(result.detail):
+                result = await self.live.push(parts, keep_previous=keep_previous)
+            if result.outcome != "live":
+                self.fail(f"version {self.replica.id}: the push failed: {result.outcome} {result.detail}")
+                self._unpushed = phases or Phases(received_at=time.time())
+                self._next_push = time.monotonic() + PUSH_RETRY_SECONDS
+                return
+        self._unpushed = None
+        if phases is not None:
             phases.live_at = phases.live_at or time.time()
-            return
-        if await self._push(parts.upsert, parts.delete, keep_previous):
-            phases.live_at = time.time()
         failpoint("committed")
 
-    def _files_group(self) -> int | None:
-        return grp.getgrnam(self.settings.user).gr_gid if self.settings.user not in ("", "root") else None
-
-    async def _push(self, upsert: dict[str, bytes], delete: Iterable[str], keep_previous: bool) -> bool:
-        """Files, memory, journal, in this order; whether the rows are live."""
-        delete = tuple(delete)
-        for digest, content in files_of(upsert).items():
-            self.store.write_file(digest, content, self._files_group())
-        version = str(self.replica.id)
-        content = self.replica.digest if self._still_behind() <= {*upsert, *delete} else ""
-        header = PushHeader(base=self._live_version, version=version, digest=content, keep_previous=keep_previous)
-        result = await self.control.push(push_body(header, lines_of(upsert, delete)))
-        if result.outcome == "other base":
-            result = await self.control.push(self._whole(upsert, delete, version, content))
-        if result.outcome == "no memory":
-            self.fail(f"version {version}: nginx's table memory is full ({result.detail}); it is made larger")
-            self.settings = replace(self.settings, tables_bytes=self.settings.tables_bytes * 2)
-            await self._reload("table-memory", None)
-            result = await self.control.push(self._whole(upsert, delete, version, content))
-        if result.outcome != "live":
-            self.fail(f"version {version}: the push failed: {result.outcome} {result.detail}")
+    async def _grow(self, detail: str) -> bool:
+        """Make nginx's table memory larger by a reload; false: it must not grow, or nginx did not take it."""
+        wanted = self.settings.tables_bytes * 2
+        if wanted > self._options.max_tables_bytes:
+            self.fail(f"nginx's table memory is full ({detail}), and {self._options.max_tables_bytes >> 20} MiB are allowed")
             return False
-        _change(self.live, self._live_digest, upsert, delete)
-        self._live_version, self._live_content = version, content
-        self._behind = self._still_behind()
-        self._persist(upsert, delete)
-        if any(k.startswith("f/") for k in delete):
-            self.store.forget_files({k[2:] for k in self.live if k.startswith("f/")})
-        if self._names.note(upsert, delete):
-            await self.resolve()
-        return True
-
-    def _whole(self, upsert: dict[str, bytes], delete: tuple[str, ...], version: str, content: str) -> bytes:
-        """A push of everything: what is live, with a change."""
-        gone = set(delete)
-        rows = {k: v for k, v in self.live.items() if k not in gone} | upsert
-        return push_body(PushHeader(base="", version=version, digest=content), lines_of(rows, ()))
-
-    async def _push_all(self) -> None:
-        """Bring memory to `live`, whatever is in it."""
-        version = self._live_version or str(self.replica.id)
-        for digest, content in files_of(self.live).items():
-            self.store.write_file(digest, content, self._files_group())
-        result = await self.control.push(self._whole({}, (), version, self._live_content))
-        if result.outcome != "live":
-            self.fail(f"the rows could not be pushed: {result.outcome} {result.detail}")
-        elif self._names.rows:
-            await self._push_local(self._names.rows, ())
-
-    def _persist(self, upsert: dict[str, bytes], delete: tuple[str, ...]) -> None:
-        header = self._header(self._live_digest, complete=not self._behind)
-        try:
-            size = self.store.append(self.generation, header, upsert, delete)
-            if size > JOURNAL_LIMIT:
-                self.store.write_rows(self.generation, header, self.live, self._loaded)
-        except OSError as error:
-            self.fail(f"the last known good could not be written: {error}")
-
-    # --- names
-
-    async def resolve(self) -> None:
-        """Ask for all names again, and push what changed."""
-        changed, gone = await self._names.refresh()
-        if changed or gone:
-            self.store.write_local(self._names.rows)
-            await self._push_local(changed, gone)
-
-    async def _push_local(self, upsert: dict[str, bytes], delete: Iterable[str]) -> None:
-        header = PushHeader(base=self._live_version, version=self._live_version, digest=self._live_content)
-        result = await self.control.push(push_body(header, lines_of(upsert, delete)))
-        if result.outcome != "live":
-            log.warning("name answers could not be pushed", outcome=result.outcome)
+        log.warning("nginx's table memory is full; it is made larger", bytes=wanted, detail=detail)
+        self.settings = replace(self.settings, tables_bytes=wanted)
+        return await self._reload("table-memory", None)
 
     # --- watch over nginx
 
     async def tick(self) -> Phases | None:
         """Look after nginx and what waits; phases of a version that a delayed reload brought live."""
-        if self.generation and not self.nginx.pid:
-            log.error("nginx's master is gone; starting another")
-            self.fail("nginx's master was gone and was started again")
-            await self._start_nginx("recover")
-        if time.monotonic() >= self._next_orphans:
-            self._next_orphans = time.monotonic() + ORPHAN_SECONDS
-            if self.nginx.end_orphans():
-                log.warning("workers without a master were told to end")
-        self._count_crashes()
-        cause = self._reload_cause() if self.manifest is not None else ""
-        if cause and time.monotonic() >= self._next_reload:
+        now = time.monotonic()
+        if self.generation and not self.nginx.pid and now >= self._next_start:
+            await self._replace_master()
+        self.watch.orphans(now)
+        self.watch.workers(now)
+        if self.watch.crashes.loop(now):
+            await self._undo_installation()
+        decision = self._decide()
+        if decision.reload and self._bundle.policies and now >= self._next_reload:
             phases = Phases(received_at=self.manifest.committed_at if self.manifest else time.time())
-            await self._reload(cause, phases)
+            await self._reload(decision.reload, phases)
             await self._push_ready(phases, keep_previous=True)
             return phases
-        if self._behind and time.monotonic() >= self._hold_until > 0:
-            self._hold_until = 0.0
-            await self._push_ready(Phases(received_at=time.time()))
+        phases_late = self._unpushed
+        if (phases_late is not None and now >= self._next_push) or self.live.due(now):
+            await self._push_ready(phases_late)
+            return phases_late
         return None
 
-    def _count_crashes(self) -> None:
-        serving, draining = self.nginx.workers()
-        now = time.monotonic()
-        lost = self._workers - serving - set(draining)
-        if time.time() - self._installed_at > 2:
-            self._crashes += [now] * len(lost)
-        self._crashes = [t for t in self._crashes if now - t < 10]
-        self._workers = serving
-        if lost and self._crashes:
-            log.warning("nginx workers ended and were replaced by the master", count=len(lost))
+    async def _replace_master(self) -> None:
+        log.error("nginx's master is gone; starting another")
+        self.fail("nginx's master was gone and was started again")
+        if await self._start_nginx("recover") or await self._reload("recover", None):  # the disk may be what is wrong: from memory, then
+            return
+        self._next_start = time.monotonic() + START_RETRY_SECONDS
+        self._made_of = ""  # nothing is proven of what runs, if anything does: it is installed anew as soon as may be
+
+    async def look_for_hangs(self) -> None:
+        """May run beside `tick`: it only ends processes."""
+        words = await self.watch.hung()
+        if words:
+            self.fail(words)
 
     @property
     def healthy(self) -> bool:
         """nginx's master lives and has rows."""
-        return bool(self.generation and self.nginx.pid)
+        return bool((self.generation or self.foreign) and self.nginx.pid)
 
     def fail(self, words: str) -> None:
         """Note an error for reports; the node goes on with what it has."""
@@ -435,13 +435,3 @@ class Agent:
         if self.nginx.quit() and await self.nginx.wait_gone(5.0) and not self.nginx.orphans():
             return
         self.nginx.kill()
-
-
-def _change(rows: dict[str, bytes], digest: TableDigest, upsert: dict[str, bytes], delete: Iterable[str]) -> None:
-    """Apply a change to rows and to their digest."""
-    for key in (*upsert, *delete):
-        if key in rows:
-            digest.remove(key, rows.pop(key))
-    for key, row in upsert.items():
-        digest.add(key, row)
-        rows[key] = row

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,6 +75,17 @@ class Control:
             return msgspec.json.decode(answer, type=Generation) if status == 200 else None
         except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError):
             return None
+
+    async def beats(self, pids: Collection[int]) -> dict[int, int | None] | None:
+        """How often each of these workers has come round (None: it has not counted yet); None: nobody answers."""
+        if not pids:
+            return {}
+        try:
+            status, answer = await self._ask("GET", f"/beats?pids={','.join(map(str, sorted(pids)))}", timeout=2)
+            found = msgspec.json.decode(answer, type=dict[str, int]) if status == 200 else None
+        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError):
+            return None
+        return None if found is None else {pid: found.get(str(pid)) for pid in pids}
 
     async def stats(self) -> dict[str, Any] | None:
         try:

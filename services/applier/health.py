@@ -121,20 +121,21 @@ class _Collector:
         yield self._gauge("config_last_reload_successful", "Whether the last reload took", float(agent.last_reload_ok))
         yield self._gauge("config_last_reload_successful_timestamp_seconds", "When the last reload took", agent.last_reload_at)
         digest = agent.replica.digest
+        live = agent.live_id
         yield self._gauge("config_hash", "The version's digest", float(int(digest[:12] or "0", 16)) if agent.last_reload_ok else 0.0)
         good = sum(n for cause, n in agent.reloads.items() if cause != "revert")
         yield self._counter("success", "Reloads that took", good)
         yield self._counter("errors", "Reloads that did not take", agent.failed_reloads)
         version = GaugeMetricFamily("sluice_version", "The version that is live", labels=["part"])
-        version.add_metric(["epoch"], agent.replica.id.epoch)
-        version.add_metric(["number"], agent.replica.id.number)
+        version.add_metric(["epoch"], live.epoch)
+        version.add_metric(["number"], live.number)
         yield version
         yield GaugeMetricFamily("sluice_head_version_number", "The newest version seen", value=agent.head.number)
         yield GaugeMetricFamily("sluice_deferred_rows", "Rows that wait for a policy", value=len(agent.deferred))
         yield GaugeMetricFamily("sluice_refused_policies", "Policies that nginx refused", value=len(agent.refused))
-        yield GaugeMetricFamily("sluice_rows", "Rows in shared memory", value=len(agent.live))
+        yield GaugeMetricFamily("sluice_rows", "Rows in shared memory", value=len(agent.live.rows))
         yield GaugeMetricFamily("sluice_table_memory_bytes", "Size of the rows' shared memory", value=agent.settings.tables_bytes)
-        used = sum(len(k) + len(v) for k, v in agent.live.items())
+        used = sum(len(k) + len(v) for k, v in agent.live.rows.items())
         yield GaugeMetricFamily("sluice_table_content_bytes", "Bytes of the rows themselves", value=used)
         reloads = CounterMetricFamily("sluice_reloads", "Reloads by cause", labels=["cause"])
         for cause, count in sorted(agent.reloads.items()):

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import hashlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Final
 
 import aiohttp
+import msgspec
 from msgspec import Struct
 
 from services.applier.control import Control
-from services.applier.nginx import Nginx
-from services.applier.nodeconf import NodeSettings, write_generation
-from services.applier.store import Header, Store
-from services.shared.contracts.version import PolicyBundle
+from services.applier.decide import composed
+from services.applier.nginx import Nginx, TestResult
+from services.applier.nodeconf import LUA, NodeSettings, nginx_conf, write_generation
+from services.applier.store import Header, Made, Store
+from services.shared.contracts.version import Policy, PolicyBundle
 from services.shared.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -32,8 +36,11 @@ class Installed(Struct, frozen=True, kw_only=True):
 
     ok: bool
     generation: int = 0
+    bundle: PolicyBundle = PolicyBundle(policies=())
+    """What nginx runs now."""
+    made_of: str = ""
     refused: dict[str, str] = {}
-    """Location policies left out: hash -> nginx's words."""
+    """Policies left out (a global one: replaced by the one before): hash -> nginx's words."""
     error: str = ""
     tested_at: float = 0.0
     loaded_at: float = 0.0
@@ -45,6 +52,22 @@ def failpoint(name: str) -> None:
         os.kill(os.getpid(), 9)
 
 
+@functools.cache
+def _lua_digest() -> str:
+    """Of the constant Lua: workers keep what they were started with."""
+    digest = hashlib.sha256()
+    for file in sorted(LUA.rglob("*.lua")):
+        digest.update(f"{file.relative_to(LUA)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def made_of(settings: NodeSettings) -> str:
+    """Digest of everything in a generation that is this node's own; the size of its tables grows by itself and is not looked at."""
+    fixed = msgspec.structs.replace(settings, tables_bytes=0)
+    parts = (str(msgspec.structs.asdict(fixed)), nginx_conf(fixed, PolicyBundle(policies=())), _lua_digest())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
 class Installer:
     """Generations of one node."""
 
@@ -52,64 +75,98 @@ class Installer:
         self._store = store
         self._nginx = nginx
         self._control = control
+        self._highest = 0
+        """A number that failed is not used again: a worker of the failed generation may still answer."""
 
     async def install(
-        self, settings: NodeSettings, bundle: PolicyBundle, header: Header, rows: Mapping[str, bytes], refused: Mapping[str, str]
+        self,
+        settings: NodeSettings,
+        bundle: PolicyBundle,
+        stand_in: PolicyBundle,
+        header: Header,
+        rows: Mapping[str, bytes],
+        refused: Mapping[str, str],
     ) -> Installed:
         """Make nginx run this bundle, without the policies it refuses. `rows`: what tables.tsv holds, for a start from this generation.
 
+        `stand_in`: what nginx runs now, and ran before: a global policy that is refused stays as it was there.
         With nginx not running it is started; the outcome is judged the same way.
         """
         before = self._store.current
-        generation = max([0, before, *self._store.generations()]) + 1
-        out = dict(refused)
+        generation = self._highest = max(self._highest, before, *self._store.generations(), 0) + 1
+        made = Made(of=made_of(settings), tables_bytes=settings.tables_bytes)
         try:
-            while True:
-                kept = PolicyBundle(policies=tuple(p for p in bundle.policies if p.hash not in out))
-                directory = self._store.path(generation)
-                write_generation(directory, settings, kept, generation=generation, version=header.version)
-                self._store.write_rows(generation, header, rows, kept)
-                failpoint("written")
-                test = await self._nginx.test(directory)
-                if test.ok:
-                    break
-                culprit = test.policy or await self._find(settings, kept, generation, header)
-                if not culprit or len(out) >= MOST_REFUSALS:
-                    return Installed(ok=False, refused=out, error=f"nginx refuses the configuration: {test.words}")
-                log.warning("nginx refuses a policy", policy=culprit, words=test.words)
-                out[culprit] = test.words
+            error, kept, out = await self._write(settings, bundle, stand_in, generation, header, rows, refused)
+            if not error:
+                self._store.seal(generation, kept, made)
         except OSError as problem:
-            return Installed(ok=False, refused=out, error=f"a new generation could not be written: {problem}")
+            error, kept, out = f"a new generation could not be written: {problem}", bundle, dict(refused)
+        if error:
+            self._store.discard(generation)
+            return Installed(ok=False, refused=out, error=error)
         tested = time.time()
         failpoint("tested")
         error = await self._take_effect(settings, generation, before)
         if error:
+            self._store.discard(generation)
             return Installed(ok=False, refused=out, error=error, tested_at=tested)
         failpoint("confirmed")
-        self._store.forget_old()
-        return Installed(ok=True, generation=generation, refused=out, tested_at=tested, loaded_at=time.time())
+        self._store.keep((generation, before))
+        return Installed(ok=True, generation=generation, bundle=kept, made_of=made.of, refused=out, tested_at=tested, loaded_at=time.time())
+
+    async def _write(
+        self,
+        settings: NodeSettings,
+        bundle: PolicyBundle,
+        stand_in: PolicyBundle,
+        generation: int,
+        header: Header,
+        rows: Mapping[str, bytes],
+        refused: Mapping[str, str],
+    ) -> tuple[str, PolicyBundle, dict[str, str]]:
+        """Write and test, without what is refused, until nginx agrees: (empty or why it does not, what is left, what is refused)."""
+        out = dict(refused)
+        while True:
+            kept = composed(bundle, stand_in, out)
+            if kept is None:
+                return f"a policy that nginx needs is refused: {'; '.join(sorted(set(out.values())))}", bundle, out
+            self._store.discard(generation)
+            write_generation(self._store.path(generation), settings, kept, generation=generation, version=header.version)
+            self._store.write_rows(generation, header, rows)
+            failpoint("written")
+            test = await self._nginx.test(self._store.path(generation))
+            if test.ok:
+                return "", kept, out
+            culprit = _named(test, kept, stand_in, out) or await self._find(settings, kept, generation, header)
+            if not culprit or culprit in out or len(out) >= MOST_REFUSALS:
+                return f"nginx refuses the configuration: {test.words}", kept, out
+            log.warning("nginx refuses a policy", policy=culprit, words=test.words)
+            out[culprit] = test.words
 
     async def _find(self, settings: NodeSettings, bundle: PolicyBundle, generation: int, header: Header) -> str:
         """Bisect for the location policy that nginx refuses where it names no file of ours; empty: it is none of them."""
-        fixed = [p for p in bundle.policies if p.scope != "location"]
+        fixed = tuple(p for p in bundle.policies if p.scope != "location")
         suspects = [p for p in bundle.policies if p.scope == "location"]
-        directory = self._store.path(generation)
 
-        async def passes(policies: list) -> bool:  # type: ignore[type-arg]
-            part = PolicyBundle(policies=tuple(fixed + policies))
-            write_generation(directory, settings, part, generation=generation, version=header.version)
-            return (await self._nginx.test(directory)).ok
+        async def passes(policies: Sequence[Policy]) -> bool:
+            part = PolicyBundle(policies=(*fixed, *policies))
+            self._store.discard(generation)
+            write_generation(self._store.path(generation), settings, part, generation=generation, version=header.version)
+            return (await self._nginx.test(self._store.path(generation))).ok
 
-        if not await passes([]):
+        if not suspects or not await passes(()):
             return ""
         while len(suspects) > 1:
             half = suspects[: len(suspects) // 2]
             suspects = suspects[len(half) :] if await passes(half) else half
-        return suspects[0].hash if suspects else ""
+        return suspects[0].hash
 
     async def _take_effect(self, settings: NodeSettings, generation: int, before: int) -> str:
         """Switch and reload, or start; empty, or why it did not take (everything is as it was then)."""
-        self._store.switch(generation)
+        try:
+            self._store.switch(generation)
+        except OSError as problem:
+            return f"the new generation could not be switched to: {problem}"
         failpoint("switched")
         running = self._nginx.pid
         if running:
@@ -127,14 +184,14 @@ class Installer:
             return ""
         return await self._back(before, generation, error)
 
-    async def confirm(self, settings: NodeSettings, generation: int) -> str:
+    async def confirm(self, settings: NodeSettings, generation: int, *, probe: bool = True) -> str:
         """Wait for a worker of this generation, and for a request to come through; empty, or what did not happen."""
         deadline = time.monotonic() + CONFIRM_SECONDS
         answer = None
         while time.monotonic() < deadline:
             answer = await self._control.generation()
             if answer is not None and answer.generation == generation:
-                return await self._probe(settings)
+                return await self._probe(settings) if probe else ""
             await asyncio.sleep(0.02)
         running = answer.generation if answer else "none"
         return f"the reload did not take: no worker of generation {generation} answered within {CONFIRM_SECONDS:g} s (running: {running})"
@@ -144,7 +201,8 @@ class Installer:
         host = settings.address or "127.0.0.1"
         url = f"http://{host}:{settings.http_port}/healthz"
         last = ""
-        for _ in range(20):
+        deadline = time.monotonic() + CONFIRM_SECONDS
+        while time.monotonic() < deadline:
             try:
                 async with (
                     aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=1)) as session,
@@ -159,7 +217,7 @@ class Installer:
         return f"the new generation answers, but a request does not come through: {last}"
 
     async def _back(self, before: int, generation: int, error: str) -> str:
-        """Return to the generation before; the failed one is forgotten."""
+        """Return to the generation before."""
         log.error("going back", generation=generation, to=before, error=error)
         if before:
             self._store.switch(before)
@@ -169,3 +227,11 @@ class Installer:
             with contextlib.suppress(OSError):
                 (self._store.directory / "current").unlink()
         return error
+
+
+def _named(test: TestResult, kept: PolicyBundle, stand_in: PolicyBundle, refused: Container[str]) -> str:
+    """The policy whose file nginx complains of; a global one only where another can stand in for it."""
+    if test.policy or not test.scope:
+        return test.policy
+    others = {p.hash for p in stand_in.policies if p.scope == test.scope and p.hash not in refused}
+    return next((p.hash for p in kept.policies if p.scope == test.scope and others - {p.hash}), "")

@@ -9,6 +9,7 @@ import pwd
 import re
 import signal
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -20,6 +21,7 @@ log = get_logger(__name__)
 
 WORKER = "nginx: worker process"
 WORKER_USER = "www-data"
+_GLOBALS = ("main.conf", "events.conf", "http.conf", "server.conf")
 _PLACE = re.compile(r" in (?P<file>\S+):\d+$", re.ASCII)
 
 
@@ -31,6 +33,8 @@ class TestResult(Struct, frozen=True, kw_only=True):
     """nginx's first complaint, without time and process numbers."""
     policy: str = ""
     """The location policy whose file it names; empty: another file, or none."""
+    scope: str = ""
+    """The scope of the global policy whose file it names (`main`, `events`, `http`, `server`)."""
 
 
 def worker_user(directory: Path) -> str:
@@ -77,12 +81,7 @@ class Nginx:
         code, text = await self._run("-t", "-q", "-c", str(directory / "nginx.conf"))
         if code == 0:
             return TestResult(ok=True)
-        lines = [line for line in text.splitlines() if "[emerg]" in line or "[crit]" in line or "[alert]" in line] or text.splitlines()
-        words = re.sub(r"^.*?\[(emerg|crit|alert)\] (\d+#\d+: )?", "", lines[0]) if lines else f"exit status {code}"
-        place = _PLACE.search(words)
-        file = Path(place["file"]) if place else None
-        policy = file.stem if file is not None and file.parent.name == "policies" else ""
-        return TestResult(ok=False, words=words.replace(str(directory) + "/", ""), policy=policy)
+        return complaint(text or f"exit status {code}", directory)
 
     async def _run(self, *arguments: str) -> tuple[int, str]:
         process = await asyncio.create_subprocess_exec(
@@ -162,16 +161,22 @@ class Nginx:
             return set(), []
         serving: set[int] = set()
         draining: list[tuple[float, int]] = []
-        with contextlib.suppress(psutil.Error):
-            for child in psutil.Process(pid).children():
-                with contextlib.suppress(psutil.Error):
-                    title = _title(child)
-                    if title.startswith(WORKER):
-                        if "shutting down" in title:
-                            draining.append((child.create_time(), child.pid))
-                        else:
-                            serving.add(child.pid)
+        for child in _children(pid):
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(child)
+                title = _title(process)
+                if title.startswith(WORKER):
+                    if "shutting down" in title:
+                        draining.append((process.create_time(), child))
+                    else:
+                        serving.add(child)
         return serving, [p for _, p in sorted(draining)]
+
+    def end_now(self, pids: Iterable[int]) -> None:
+        """SIGKILL, which reaches stopped processes too."""
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
 
     def bound_draining(self, limit: int) -> None:
         """Old workers beyond `limit` end now: long connections must not pile up generations."""
@@ -191,9 +196,36 @@ class Nginx:
     def kill(self) -> None:
         """Everything, now."""
         serving, draining = self.workers()
-        for pid in {self.pid, *serving, *draining, *self.orphans()} - {0}:
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+        self.end_now({self.pid, *serving, *draining, *self.orphans()} - {0})
+
+
+def complaint(text: str, directory: Path) -> TestResult:
+    """What nginx's first complaint is, and about which file of a version directory."""
+    lines = [line for line in text.splitlines() if "[emerg]" in line or "[crit]" in line or "[alert]" in line] or text.splitlines()
+    words = re.sub(r"^.*?\[(emerg|crit|alert)\] (\d+#\d+: )?", "", lines[0])
+    place = _PLACE.search(words)
+    file = Path(place["file"]) if place else None
+    policy = file.stem if file is not None and file.parent.name == "policies" else ""
+    scope = file.stem if file is not None and file.name in _GLOBALS and not policy else ""
+    return TestResult(ok=False, words=words.replace(str(directory) + "/", ""), policy=policy, scope=scope)
+
+
+def stopped(pid: int) -> bool:
+    """Whether a process is there but does not run (SIGSTOP)."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
+
+
+def _children(pid: int) -> list[int]:
+    """Direct children, without looking at every process of the machine where the kernel tells."""
+    try:
+        return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        with contextlib.suppress(psutil.Error):
+            return [c.pid for c in psutil.Process(pid).children()]
+    return []
 
 
 def _remove(path: Path) -> None:

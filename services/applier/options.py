@@ -29,3 +29,5 @@ class ApplierOptions(Struct, frozen=True, kw_only=True):
     """Whether nginx ends with a clean stop of the applier. A killed applier always leaves it running."""
     min_free_bytes: int = 64 * 1024 * 1024
     """Updates are refused before anything is touched while the disk has less."""
+    max_tables_bytes: int = 1024 * 1024 * 1024
+    """A version whose rows need more table memory is refused. 20,000 hosts take 128 MiB."""

@@ -21,14 +21,15 @@ DEFERRED_SHOWN = 100
 
 
 def node_report(agent: Agent, options: ApplierOptions, *, ready: bool, package: str) -> NodeReport:
-    live = agent.replica
+    live = agent.live_id
+    digest = agent.replica.digest if live == agent.replica.id else ""
     return NodeReport(
         node=options.node,
         group=options.group,
         at=time.time(),
-        epoch=live.id.epoch if agent.generation else 0,
-        number=live.id.number if agent.generation else 0,
-        digest=live.digest if agent.generation else "",
+        epoch=live.epoch,
+        number=live.number,
+        digest=digest if live.epoch else "",
         policy_digest=agent.manifest.policy_digest if agent.manifest else "",
         generation=agent.generation,
         ready=ready,
@@ -39,7 +40,7 @@ def node_report(agent: Agent, options: ApplierOptions, *, ready: bool, package: 
         reloads=dict(agent.reloads),
         last_error=agent.last_error,
         last_error_at=agent.last_error_at,
-        last_good=str(live.id) if agent.generation else "",
+        last_good=str(live) if live.epoch else "",
         nginx_version=package,
         nginx_pid=agent.nginx.pid,
         http_port=options.http_port,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import msgspec
 from msgspec import Struct
@@ -26,17 +26,35 @@ class Split(Struct, frozen=True, kw_only=True):
     """Host row key -> the first policy it lacks. Its previous form stays."""
 
 
-def split(upsert: Mapping[str, bytes], delete: Iterable[str], loaded: frozenset[str]) -> Split:
-    """Host rows whose policies are all loaded go; others are deferred. Rows that are not hosts always go."""
+def split(upsert: Mapping[str, bytes], delete: Iterable[str], loaded: frozenset[str], refused: Container[str] = ()) -> Split:
+    """Host rows whose policies are all loaded go; others are deferred, and name a refused policy if they lack one. Rows that are not
+    hosts always go."""
     ready: dict[str, bytes] = {}
     deferred: dict[str, str] = {}
     for key, row in upsert.items():
         missing = policies_of(row) - loaded if key.startswith("h/") else set()
         if missing:
-            deferred[key] = min(missing)
+            deferred[key] = min((h for h in missing if h in refused), default=min(missing))
         else:
             ready[key] = row
     return Split(upsert=ready, delete=tuple(delete), deferred=deferred)
+
+
+def still_needed(delete: Iterable[str], deferred: Iterable[str], live: Mapping[str, bytes]) -> set[str]:
+    """Which of the rows to be deleted the previous forms of deferred hosts refer to: they stay with them.
+
+    A row names another by its key without the kind, as a whole JSON string; a path that reads the same keeps a row longer, no more.
+    """
+    hosts = [k for k in deferred if k in live]
+    wanted = {k for k in delete if k in live}
+    kept = {f"t/{k[2:]}" for k in hosts} & wanted
+    open_rows = [live[k] for k in (*hosts, *kept)]
+    while open_rows:
+        row = open_rows.pop()
+        for key in [k for k in wanted - kept if b'"' + k[2:].encode() + b'"' in row]:
+            kept.add(key)
+            open_rows.append(live[key])
+    return kept
 
 
 def files_of(rows: Mapping[str, bytes]) -> dict[str, str]:
@@ -44,8 +62,8 @@ def files_of(rows: Mapping[str, bytes]) -> dict[str, str]:
     return {k[2:]: msgspec.json.decode(v)["content"] for k, v in rows.items() if k.startswith("f/")}
 
 
-def host_count(rows: Mapping[str, bytes]) -> int:
-    return sum(1 for k in rows if k.startswith("h/"))
+def host_count(keys: Iterable[str]) -> int:
+    return sum(1 for k in keys if k.startswith("h/"))
 
 
 def names_of(key: str, row: bytes) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
 
 import msgspec
@@ -14,6 +15,7 @@ from services.applier.nginx import package_version
 from services.applier.options import ApplierOptions
 from services.applier.report import node_report, send_applied, send_report
 from services.applier.resolve import REFRESH_SECONDS
+from services.applier.watch import LOOK_SECONDS
 from services.shared.bus.port import Bus, BusError, CaughtUp, Message, Reset
 from services.shared.contracts import subjects
 from services.shared.contracts.version import Manifest, VersionId, decode_manifest
@@ -23,6 +25,9 @@ from services.shared.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 TICK_SECONDS = 0.25
+FIRST_RETRY_SECONDS = 0.25
+MOST_RETRY_SECONDS = 10.0
+"""Between two tries to take a version that cannot be had: each twice as long as the one before."""
 
 
 class Applier:
@@ -40,13 +45,15 @@ class Applier:
         self._package = package_version()
         self._waiting: Manifest | None = None
         """The newest version that could not be taken, tried again."""
+        self._retry_at = 0.0
+        self._retry_seconds = FIRST_RETRY_SECONDS
 
     async def run(self, stop: asyncio.Event) -> None:
         self._agent.store.lock()
         runner = await self._health.serve()
         try:
             await self._agent.start()
-            await lifecycle.until(stop, self._serve_bus(), self._apply(), self._report(), self._resolve())
+            await lifecycle.until(stop, self._serve_bus(), self._apply(), self._report(), self._resolve(), self._watch())
         finally:
             self._health.stopping = True
             await self._agent.stop()
@@ -66,7 +73,7 @@ class Applier:
                 if isinstance(item, Message):
                     try:
                         manifest = decode_manifest(item.payload)
-                    except msgspec.ValidationError as error:
+                    except (msgspec.DecodeError, RecursionError) as error:
                         self._agent.fail(f"a version could not be read: {error}")
                         continue
                     newest = manifest.id
@@ -88,7 +95,7 @@ class Applier:
                 phases = await self._agent.tick()
                 if phases is not None:
                     await self._went_live(phases)
-                if self._waiting is not None and manifest is None:
+                if self._waiting is not None and manifest is None and time.monotonic() >= self._retry_at:
                     await self._take(self._waiting)
                 due = time.monotonic() + TICK_SECONDS
             self._settle()
@@ -114,8 +121,10 @@ class Applier:
         except BusError as error:
             self._agent.fail(f"version {manifest.id} could not be fetched: {error}")
             phases = None
-        behind = manifest.id > self._agent.replica.id
-        self._waiting = manifest if behind and manifest.group == self._options.group else None
+        behind = manifest.id > self._agent.replica.id and manifest.group == self._options.group
+        self._retry_seconds = min(MOST_RETRY_SECONDS, self._retry_seconds * 2) if behind else FIRST_RETRY_SECONDS
+        self._retry_at = time.monotonic() + self._retry_seconds * random.uniform(0.5, 1.0)  # noqa: S311 - nodes must not ask in step
+        self._waiting = manifest if behind else None
         if phases is not None:
             await self._went_live(phases)
         self._changed.set()
@@ -129,9 +138,9 @@ class Applier:
             await send_applied(self._bus, self._options.node, manifest, phases, len(self._agent.deferred))
 
     def _settle(self) -> None:
-        ready = self._start_head is not None and self._agent.replica.id >= self._start_head and self._agent.healthy
+        ready = self._start_head is not None and self._agent.live_id >= self._start_head and self._agent.healthy
         if ready and not self._health.ready:
-            log.info("ready", version=self._agent.replica.id)
+            log.info("ready", version=self._agent.live_id)
             self._health.ready = True
             self._changed.set()
 
@@ -152,7 +161,12 @@ class Applier:
     async def _resolve(self) -> None:
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
-            await self._agent.resolve()
+            await self._agent.live.resolve()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            await self._agent.look_for_hangs()
 
 
 async def serve(bus: Bus, options: ApplierOptions, stop: asyncio.Event) -> None:

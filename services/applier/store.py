@@ -1,17 +1,19 @@
 """What a node keeps on disk: generations (policies, rows, journal), `current`, the last known good and the one before (docs/dataplane.md).
 
 A generation is written completely before `current` names it. Rows that change later are appended to its journal. Whatever is read back is
-checked by digest: a generation that does not prove itself is not used.
+checked by digest: a generation that does not prove itself is not used. That proof, and not a sync of every file, is the answer to a power
+failure: rows and sums are synced when a generation is made, the journal is not (a torn tail is cut off, and the bus has the rest).
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -22,8 +24,8 @@ from services.applier.control import lines_of
 from services.shared.contracts.version import PolicyBundle, VersionId, decode_bundle
 from services.shared.versions.read import digest_of
 
-KEPT = 2
-"""Generations on disk: the one that runs, and the one before."""
+SUMS = "SHA256SUMS"
+"""Of every text of a generation, as `sha256sum -c` reads it."""
 JOURNAL_LIMIT = 16 * 1024 * 1024
 """A longer journal is folded into tables.tsv."""
 
@@ -39,6 +41,15 @@ class Header(Struct, frozen=True, kw_only=True):
     """`TableDigest` of the rows as they are here."""
 
 
+class Made(Struct, frozen=True, kw_only=True):
+    """What of a generation is this node's own (made.json)."""
+
+    of: str
+    """Digest of the node's settings, of the constant text and of Lua: another one needs a reload."""
+    tables_bytes: int
+    """Size of the rows' dictionary in nginx.conf."""
+
+
 class Stored(Struct, frozen=True, kw_only=True):
     """One generation, read back and proved."""
 
@@ -47,6 +58,11 @@ class Stored(Struct, frozen=True, kw_only=True):
     digest: str
     bundle: PolicyBundle
     rows: dict[str, bytes]
+    made: Made
+
+
+class Spoiled(Exception):
+    """A generation on disk is not what was written. The message says which part."""
 
 
 class NodeLocked(Exception):
@@ -96,12 +112,20 @@ class Store:
         temporary.rename(self.directory / "current")
         _sync_directory(self.directory)
 
-    def write_rows(self, generation: int, header: Header, rows: Mapping[str, bytes], bundle: PolicyBundle) -> None:
-        """tables.tsv and the bundle of a generation that nginx does not use yet, or (folding the journal) anew."""
+    def seal(self, generation: int, bundle: PolicyBundle, made: Made) -> None:
+        """The last step of a generation's texts: what they are made of, and their sums."""
         directory = self.path(generation)
         _write(directory / "bundle.json", msgspec.json.encode(bundle))
+        _write(directory / "made.json", msgspec.json.encode(made))
+        lines = [f"{_sha256(file)}  {file.relative_to(directory)}\n" for file in _texts(directory)]
+        _write(directory / SUMS, "".join(lines).encode())
+
+    def write_rows(self, generation: int, header: Header, rows: Mapping[str, bytes]) -> None:
+        """tables.tsv of a generation that nginx does not use yet, or (folding the journal) anew."""
+        directory = self.path(generation)
         body = b"".join(k.encode() + b"\t" + v + b"\n" for k, v in rows.items())
         _write(directory / "tables.tsv", msgspec.json.encode(header) + b"\n" + body)
+        # with the old journal still there, replaying it over these rows comes to the same
         (directory / "journal.tsv").unlink(missing_ok=True)
 
     def append(self, generation: int, header: Header, upsert: Mapping[str, bytes], delete: tuple[str, ...]) -> int:
@@ -113,24 +137,21 @@ class Store:
             file.write(b"#%d %d\n" % (len(body), zlib.crc32(body)) + body)
             return file.tell()
 
-    def load(self) -> tuple[Stored | None, list[str]]:
-        """The last known good, or the one before; and what was wrong with those that were not used."""
+    def candidates(self) -> list[int]:
+        """Generations to serve from, best first: the current one, then those before it. One that never became current is none."""
         current = self.current
-        order = [g for g in (current, *reversed(self.generations())) if g]
-        complaints = []
-        for generation in dict.fromkeys(order):
-            try:
-                stored = self._load(generation)
-            except (OSError, ValueError, msgspec.DecodeError) as error:
-                complaints.append(f"generation {generation} on disk is not used: {error}")
-                continue
-            if generation != current:
-                self.switch(generation)
-            return stored, complaints
-        return None, complaints
+        return [g for g in reversed(self.generations()) if not current or g <= current]
 
-    def _load(self, generation: int) -> Stored:
+    def read(self, generation: int) -> Stored:
+        """One generation, proved. Raises Spoiled."""
+        try:
+            return self._read(generation)
+        except (OSError, ValueError, msgspec.DecodeError) as error:
+            raise Spoiled(f"generation {generation} on disk is not used: {error}") from error
+
+    def _read(self, generation: int) -> Stored:
         directory = self.path(generation)
+        _prove(directory)
         first, _, body = (directory / "tables.tsv").read_bytes().partition(b"\n")
         header = msgspec.json.decode(first, type=Header)
         rows: dict[str, bytes] = {}
@@ -143,9 +164,6 @@ class Store:
         found = digest_of(rows).hex
         if found != header.rows_digest:
             raise ValueError(f"its rows have digest {found[:12]}, not {header.rows_digest[:12]}")
-        for name in ("nginx.conf", "node.json", "http.conf", "main.conf"):
-            if not (directory / name).stat().st_size:
-                raise ValueError(f"{name} is empty")
         epoch, _, number = header.version.partition(".")
         return Stored(
             generation=generation,
@@ -153,14 +171,18 @@ class Store:
             digest=header.digest,
             bundle=decode_bundle((directory / "bundle.json").read_bytes()),
             rows=rows,
+            made=msgspec.json.decode((directory / "made.json").read_bytes(), type=Made),
         )
 
-    def forget_old(self) -> None:
-        """Keep the current generation and the one before."""
-        current = self.current
-        older = [g for g in self.generations() if g != current]
-        for generation in older[: max(0, len(older) - (KEPT - 1))]:
-            shutil.rmtree(self.path(generation), ignore_errors=True)
+    def discard(self, generation: int) -> None:
+        """Remove a generation, or what there is of it."""
+        shutil.rmtree(self.path(generation), ignore_errors=True)
+
+    def keep(self, generations: Collection[int]) -> None:
+        """Remove all others."""
+        for generation in self.generations():
+            if generation not in generations:
+                self.discard(generation)
 
     def write_local(self, rows: Mapping[str, bytes]) -> None:
         """This node's DNS answers, for a start without it."""
@@ -211,6 +233,27 @@ def _replay(journal: bytes, rows: dict[str, bytes]) -> Header | None:
                 rows[key.decode()] = row
         at = end + 1 + int(parts[0])
     return header
+
+
+def _texts(directory: Path) -> list[Path]:
+    """What a generation consists of, rows aside: those change while it runs and have a digest of their own."""
+    rows = ("tables.tsv", "journal.tsv", SUMS)
+    return sorted(p for p in directory.rglob("*") if p.is_file() and p.name not in rows)
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _prove(directory: Path) -> None:
+    """Raises ValueError where a text is not what was written, OSError where it is gone."""
+    lines = (directory / SUMS).read_text().splitlines()
+    if not lines:
+        raise ValueError(f"{SUMS} is empty")
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        if _sha256(directory / name) != digest:
+            raise ValueError(f"{name} is not what was written")
 
 
 def _write(path: Path, data: bytes) -> None:

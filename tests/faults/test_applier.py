@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class Rig:
         self.engine = Engine(Flags())
         self.committer = Committer(bus, "default")
         self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
         self._log = (directory / "applier.log").open("ab")
         for obj in (CLASS, *service("web", [port])):
             self.engine.apply(upsert(obj))
@@ -64,6 +66,7 @@ class Rig:
             *("--nats-url", self.server.url),
         ]
         environment = {**os.environ, "SLUICE_FAILPOINT": failpoint}
+        self._started = time.time()
         self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=self._log, stderr=self._log)
 
     async def ended(self) -> int:
@@ -75,12 +78,13 @@ class Rig:
         self._process.send_signal(number)
 
     async def report(self, true: Callable[[NodeReport], bool]) -> NodeReport:
-        """The first report of which this is true."""
+        """The first report of which this is true, of the process that was started last."""
         async with asyncio.timeout(12):
             while True:
-                found = await self.bus.entries(NODES_BUCKET)
-                if "n" in found and true(decode_node_report(found["n"])):
-                    return decode_node_report(found["n"])
+                found = (await self.bus.entries(NODES_BUCKET)).get("n")
+                report = decode_node_report(found) if found else None
+                if report is not None and report.at >= self._started and true(report):
+                    return report
                 await asyncio.sleep(0.02)
 
     async def live(self, manifest: Manifest) -> NodeReport:

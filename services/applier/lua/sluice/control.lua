@@ -1,4 +1,5 @@
 -- The control socket: pushes, questions about this worker and its shared memory. Only the applier can reach it (its folder is 0700).
+local beat = require("sluice.beat")
 local cjson = require("cjson.safe")
 local node = require("sluice.node")
 local tables = require("sluice.tables")
@@ -94,6 +95,10 @@ local function row()
   return ngx.exit(ngx.HTTP_OK)
 end
 
+local function beats()
+  return answer(200, beat.of(ngx.var.arg_pids or ""))
+end
+
 local function exposition()
   ngx.header["Content-Type"] = "text/plain"
   ngx.print(metrics.text())
@@ -104,6 +109,7 @@ local ROUTES = {
   ["POST /tables"] = push,
   ["GET /generation"] = generation,
   ["GET /stats"] = stats,
+  ["GET /beats"] = beats,
   ["GET /metrics"] = exposition,
   ["GET /row"] = row,
 }
