@@ -1,12 +1,14 @@
 """Committing versions: compare-and-set on the subject's last sequence; the manifest is the only commit point.
 
-Several compilers may commit. With the same content the loser adopts the winner's version; with other content it rebases onto it.
+Several compilers may commit. Who loses adopts the winner's version, if that covers as much of the cluster; else it goes on from there.
 Numbers are never used again for other content: an epoch begins where the stream's history cannot be continued.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import time
 from collections.abc import Sequence
 from typing import Final
@@ -14,12 +16,13 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from services.shared.bus.port import Bus, BusUnavailable, Conflict
+from services.compiler.checkpoints import Checkpoints
+from services.compiler.head import Head, same
+from services.shared.bus.port import Bus, BusError, Conflict, TooLarge
 from services.shared.contracts.report import decode_node_report
-from services.shared.contracts.subjects import NODES_BUCKET, config_subject
+from services.shared.contracts.subjects import CLUSTER_STREAM, NODES_BUCKET, config_subject
 from services.shared.contracts.version import (
     Cause,
-    Checkpoint,
     Manifest,
     PolicyBundle,
     TableDigest,
@@ -29,13 +32,13 @@ from services.shared.contracts.version import (
     version_digest,
 )
 from services.shared.telemetry.logs import get_logger
-from services.shared.versions import read, write
+from services.shared.versions import read
+from services.shared.versions.replica import NOTHING
 
 log = get_logger(__name__)
 
 INLINE_BYTES: Final = 256 * 1024
 """A larger delta travels as a checkpoint."""
-CHECKPOINT_EVERY: Final = 16
 CAUSES_SHOWN: Final = 100
 
 
@@ -55,200 +58,215 @@ class Change(Struct, frozen=True, kw_only=True):
     note: str = ""
 
 
+class _Draft(Struct, frozen=True):
+    manifest: Manifest
+    tables: TableDigest
+
+
 class Committer:
-    """The head of one group, and how it moves."""
+    """Moves the head of one group. One task at a time commits."""
 
     def __init__(self, bus: Bus, group: str) -> None:
         self._bus = bus
         self._group = group
-        self._subject = config_subject(group)
-        self.head: Manifest | None = None
-        self._sequence = 0
-        self._rows: dict[str, bytes] = {}
-        """The head's rows."""
-        self._known = False
-        """Whether `_rows` are really the head's; otherwise the next commit writes all."""
-        self._in_step = False
+        self.checkpoints = Checkpoints(bus, group)
+        self._head = Head(bus, group, self.checkpoints)
+        self._stepwise = False
         """Whether the last Change's rows are the head's, so that its successor's upserts are enough."""
-        self._seen = VersionId(0, 0)
-        """The greatest version ever seen, here or in a node's report."""
-        self._checkpoint: Checkpoint | None = None
-        self._digest_value: TableDigest | None = None
-        """Of the newest prepared version's rows."""
-        self._stale: set[str] = set()
-        self._background: set[asyncio.Task[None]] = set()
-
-    async def start(self) -> None:
-        """Take up where the stream ends."""
-        for value in (await self._bus.entries(NODES_BUCKET)).values():
-            report = decode_node_report(value)
-            self._seen = max(self._seen, VersionId(report.epoch, report.number))
-        await self._reload()
-
-    async def _reload(self) -> None:
-        found = await read.head(self._bus, self._group)
-        self._in_step = self._known = False
-        self._rows = {}
-        if found is None:
-            self._sequence = 0
-            if self.head is not None:
-                log.warning("the versions are gone; a new epoch begins", last=self.head.id)
-            self.head = None
-            self._checkpoint = None
-            return
-        self.head, self._sequence = found
-        self._seen = max(self._seen, self.head.id)
-        self._checkpoint = self.head.checkpoint
-        try:
-            self._rows = await read.rows_of(self._bus, self.head, await read.stored(self._bus, self._group))
-            self._known = True
-        except read.Unreadable as error:
-            log.warning("the head's rows cannot be read; the next version is written whole", error=error)
+        self._settled = False
+        """Whether nothing needs committing while the rows do not change."""
+        self._insist = True
+        """Whether the content must be this compiler's even where the head covers as much: at first, and from another engine."""
+        self._engines = 0
+        self._encoded: tuple[PolicyBundle, bytes, str] | None = None
 
     @property
-    def in_step(self) -> bool:
-        """Whether nothing needs committing while the rows do not change."""
-        return self._in_step and self._known
+    def head(self) -> Manifest | None:
+        return self._head.manifest
 
     @property
     def pinned(self) -> int:
-        return self.head.pinned if self.head else 0
+        """The version that a rollback holds; 0: none."""
+        return self._head.pinned
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing needs committing while the rows do not change."""
+        return self._settled and not self._head.doubtful and not self._head.broken
+
+    # --- what it hears
+
+    async def start(self) -> None:
+        """Take up where the stream ends. Raises what the bus raises."""
+        for value in (await self._bus.entries(NODES_BUCKET)).values():
+            try:
+                report = decode_node_report(value)
+            except (msgspec.DecodeError, RecursionError) as error:
+                log.error("a node's report could not be read", error=error)
+                continue
+            if report.group == self._group:
+                self.note_node(VersionId(report.epoch, report.number), report.digest)
+        await self._head.look()
 
     def note_node(self, id: VersionId, digest: str) -> bool:
-        """A node reports a version; True: it is ahead of the head or contradicts it, and the next commit must begin a new epoch."""
-        self._seen = max(self._seen, id)
-        if self.head is None or id.epoch == 0:
-            return False
-        ahead = id > self.head.id or (id == self.head.id and digest != "" and digest != self.head.digest)
-        if ahead:
-            self._known = self._in_step = False
-        return ahead
+        """A node reports a version; True: it is ahead of the head or contradicts it, unless the head is another one by now."""
+        return self._head.note_node(id, digest)
+
+    def note_head(self, sequence: int) -> bool:
+        """The stream has a version at this sequence; True: it is not the one that is known."""
+        return self._head.note_sequence(sequence)
+
+    def distrust(self) -> None:
+        """The stream of versions was lost or went back."""
+        self._head.distrust()
+
+    def another_engine(self) -> None:
+        """The next Change does not follow the last one, which may be on its way."""
+        self._engines += 1
+        self._stepwise = self._settled = False
+        self._insist = True
+
+    async def audit(self) -> bool:
+        """Whether the blobs that the head needs are stored. If not, the next commit stores all anew. Raises what the bus raises."""
+        head = self.head
+        if head is None or await self.checkpoints.complete(head):
+            return True
+        if head is self.head:
+            log.warning("blobs of the head are missing; the next version is written whole", head=head.id)
+            self._head.lost_blobs()
+        return False
+
+    # --- what it commits
 
     async def commit(self, change: Change) -> Manifest | None:
         """Commit, unless the content is the head's already or a rollback is pinned. Returns the new manifest; None: nothing to commit."""
-        if self.pinned:
-            self._in_step = False
-            return None
-        return await self._commit(change, pinned=0)
+        stepwise, self._stepwise, engine = self._stepwise, False, self._engines
+        manifest, mine = await self._commit(change, None, stepwise)
+        if engine == self._engines:
+            self._note_step(mine)
+        return manifest
 
-    async def roll_back(self, number: int, trace: str = "") -> Manifest:
-        """A new version with the content of an old one, pinned. Raises Unreadable."""
+    async def roll_back(self, number: int) -> Manifest:
+        """A version with the content of an old one, pinned. Raises Unreadable, and what the bus raises."""
         manifests = await read.stored(self._bus, self._group)
-        old = next((m for m in reversed(manifests) if m.number == number), None)
-        if old is None:
-            kept = f"{manifests[0].number} to {manifests[-1].number} are" if manifests else "none is"
-            raise read.Unreadable(f"version {number} is not kept; {kept}")
+        old = read.find(manifests, number)
         rows = await read.rows_of(self._bus, old, manifests)
         bundle = await read.bundle_of(self._bus, old)
-        change = Change(
-            rows=rows, upsert={}, delete=(), bundle=bundle, covers=self.head.covers if self.head else 0, note=f"rollback to {number}"
-        )
-        self._in_step = False
-        manifest = await self._commit(change, pinned=number)
-        self._in_step = False
-        if manifest is None:
+        covers = self.head.covers if self.head else 0
+        change = Change(rows=rows, upsert={}, delete=(), bundle=bundle, covers=covers, note=f"rollback to {number}")
+        self._stepwise = self._settled = False
+        manifest, _ = await self._commit(change, number, stepwise=False)
+        manifest = manifest or self.head
+        if manifest is None or manifest.pinned != number:
             raise read.Unreadable(f"version {number} could not be committed")
         return manifest
 
     async def release(self, change: Change) -> Manifest | None:
         """End a rollback: commit the live content."""
-        self._in_step = False
-        return await self._commit(msgspec.structs.replace(change, note="release"), pinned=0)
+        self._stepwise, self._settled, engine = False, False, self._engines
+        manifest, mine = await self._commit(msgspec.structs.replace(change, note="release"), 0, stepwise=False)
+        if engine == self._engines:
+            self._note_step(mine)
+        return manifest
 
-    async def _commit(self, change: Change, pinned: int) -> Manifest | None:
-        delay = 0.05
+    async def close(self) -> None:
+        await self.checkpoints.close()
+
+    def _note_step(self, mine: bool) -> None:
+        """The head is this compiler's live content (`mine`), or another's that stands, or a rollback's."""
+        self._stepwise = mine and not self.pinned
+        self._insist = self._insist and not self._stepwise
+        self._settled = self._stepwise or bool(self.pinned) or not self._insist
+
+    async def _commit(self, change: Change, pinned: int | None, stepwise: bool) -> tuple[Manifest | None, bool]:
+        """(the new manifest, whether the head's content is the change's). `pinned` None: live content, which gives way to a rollback."""
+        before, delay, inline_bytes = self.head, 0.05, INLINE_BYTES
+        tried: Manifest | None = None
         while True:
             try:
-                manifest = await self._prepare(change, pinned)
-                if manifest is None:
-                    return None
-                sequence = await self._bus.publish(
-                    self._subject, encode_manifest(manifest), headers={"traceparent": change.trace} if change.trace else None,
-                    expected_last=self._sequence,
-                )  # fmt: skip
+                await self._head.look()
+                moved = self.head is not before
+                if moved and tried is not None and same(self.head, tried):
+                    return tried, True  # it was stored, only the acknowledgement was lost
+                content, number, steps = change, pinned or 0, stepwise and not moved
+                if pinned is None and self.pinned:
+                    if self._head.pin is None or self._head.pin_stands:
+                        return None, False
+                    content, number, steps = _of_pin(self._head.pin.number, self._head.pin.rows, self._head.pin.bundle, change.covers)
+                elif pinned is None and await self._yields(change, moved):
+                    return None, False
+                async with self.checkpoints.blobs:
+                    draft = await self._prepare(content, number, steps, inline_bytes)
+                    if draft is None:
+                        return None, True
+                    tried = draft.manifest
+                    sequence = await self._publish(tried)
+                self._head.moved(tried, sequence, content.rows, draft.tables, content.bundle)
+                return tried, True
             except Conflict:
-                await self._reload()
-                continue
-            except BusUnavailable as error:
+                self._head.distrust()
+            except TooLarge:
+                if not inline_bytes:
+                    raise
+                inline_bytes = 0
+            except BusError as error:
                 log.warning("a version could not be committed yet", error=error)
-                await asyncio.sleep(delay)
+                self._head.distrust()
+                await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
                 delay = min(delay * 2, 1.0)
-                await self._after_doubt()
-                continue
-            self._moved(manifest, sequence, change)
-            return manifest
+                with contextlib.suppress(BusError):
+                    await self._bus.ensure()
 
-    async def _after_doubt(self) -> None:
-        """The last publish may or may not be stored."""
-        try:
-            await self._bus.ensure()
-            found = await read.head(self._bus, self._group)
-            if (found[1] if found else 0) != self._sequence:
-                await self._reload()
-        except BusUnavailable:
-            return
+    async def _publish(self, manifest: Manifest) -> int:
+        headers = {"traceparent": manifest.trace} if manifest.trace else None
+        subject = config_subject(self._group)
+        return await self._bus.publish(subject, encode_manifest(manifest), headers=headers, expected_last=self._head.sequence)
 
-    def _moved(self, manifest: Manifest, sequence: int, change: Change) -> None:
-        if self._in_step:
-            for key in change.delete:
-                self._rows.pop(key, None)
-            self._rows.update(change.upsert)
-        else:
-            self._rows = dict(change.rows)
-        self.head, self._sequence = manifest, sequence
-        self._seen = max(self._seen, manifest.id)
-        self._known = self._in_step = True
-        if self._checkpoint is None or manifest.number - self._checkpoint.number >= CHECKPOINT_EVERY:
-            task = asyncio.create_task(self._write_checkpoint(manifest, dict(self._rows)))
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+    async def _yields(self, change: Change, moved: bool) -> bool:
+        """Whether the head of another compiler stands: it covers what this change does. What it does not, comes with the next change.
 
-    def _next_id(self) -> VersionId:
-        if self.head is None or not self._known or self._seen > self.head.id:
-            fresh = self._seen > VersionId(0, 0)
-            return VersionId(self._seen.epoch + 1, self._seen.number + 1) if fresh else VersionId(1, 1)
-        return VersionId(self.head.epoch, self.head.number + 1)
+        Never a fight: two compilers that make different content of the same cluster (during an upgrade) take turns only with changes.
+        """
+        head = self.head
+        if head is None or self._head.broken or head.covers < change.covers:
+            return False
+        if not self._insist:
+            return moved or head.covers > change.covers
+        # Sequences of a stream that was lost cannot be compared with those of its successor, which are smaller.
+        return head.covers > change.covers and await self._bus.last_sequence(CLUSTER_STREAM) >= head.covers
 
-    async def _prepare(self, change: Change, pinned: int) -> Manifest | None:
-        if self._in_step and self._known:
-            upsert, delete = change.upsert, change.delete
-        else:
-            upsert, delete = read.difference(self._rows, change.rows)
-        policies = msgspec.json.encode(change.bundle)
-        policy_digest = bundle_digest(change.bundle)
-        tables = read.digest_of(self._rows) if self.head is None or not self._known else None
-        digest = tables or await self._digest()
-        digest = digest.copy()
-        for key in (*upsert, *delete):
-            if key in self._rows:
-                digest.remove(key, self._rows[key])
+    async def _prepare(self, change: Change, pinned: int, stepwise: bool, inline_bytes: int) -> _Draft | None:
+        """The next version, its blobs stored; None: the head is it already."""
+        head, broken = self.head, self._head.broken
+        rows, tables = self._head.held.rows, self._head.held.tables
+        upsert, delete = (change.upsert, change.delete) if stepwise else read.difference(rows, change.rows)
+        for key in {*upsert, *delete} & rows.keys():
+            tables.remove(key, rows[key])
         for key, row in upsert.items():
-            digest.add(key, row)
-        content = version_digest(policy_digest, digest.hex)
-        if self.head is not None and self._known and content == self.head.digest and pinned == self.pinned and self._seen <= self.head.id:
-            self._in_step = True
+            tables.add(key, row)
+        policies, policy_digest = self._encode(change.bundle)
+        content = version_digest(policy_digest, tables.hex)
+        if head is not None and not broken and content == head.digest and pinned == head.pinned:
             return None
-        id = self._next_id()
-        if self.head is None or policy_digest != self.head.policy_digest or not self._known:
+        id = self._head.next_id
+        self.checkpoints.use([policy_digest])
+        if head is None or broken or policy_digest != head.policy_digest:
             await self._bus.put_blob(policies)
-        continues = self.head is not None and self._known and id.epoch == self.head.epoch and self._checkpoint is not None
         size = sum(len(k) + len(v) + 8 for k, v in upsert.items()) + sum(map(len, delete))
-        inline = continues and size <= INLINE_BYTES
-        if not inline:
-            self._checkpoint = await write.write_checkpoint(self._bus, id.number, change.rows, digest.hex)
-        self._digest_value = digest
-        return Manifest(
+        inline = not broken and size <= inline_bytes and self.checkpoints.carries(id.number)
+        checkpoint = self.checkpoints.newest if inline else await self.checkpoints.write_now(id.number, change.rows, tables.hex)
+        manifest = Manifest(
             group=self._group,
             epoch=id.epoch,
             number=id.number,
             digest=content,
             policy_digest=policy_digest,
-            tables_digest=digest.hex,
-            rows=digest.rows,
-            row_bytes=digest.row_bytes,
-            parent=self.head.digest if self.head and self._known else "",
+            tables_digest=tables.hex,
+            rows=tables.rows,
+            row_bytes=tables.row_bytes,
+            parent=head.digest if head is not None and self._head.known else "",
             delta=read.as_delta(upsert, delete) if inline else None,
-            checkpoint=self._checkpoint,
+            checkpoint=checkpoint,
             covers=change.covers,
             causes=tuple(change.causes[:CAUSES_SHOWN]),
             cause_count=len(change.causes),
@@ -256,30 +274,21 @@ class Committer:
             compiled_at=change.compiled_at,
             committed_at=time.time(),
             trace=change.trace,
-            note=change.note,
+            note=_note(change.note, broken if self._head.seen > NOTHING else ""),
         )
+        return _Draft(manifest, tables)
 
-    async def _digest(self) -> TableDigest:
-        value = self._digest_value
-        if value is None or self.head is None or value.hex != self.head.tables_digest:
-            value = read.digest_of(self._rows)
-        return value
+    def _encode(self, bundle: PolicyBundle) -> tuple[bytes, str]:
+        if self._encoded is None or self._encoded[0] is not bundle:
+            self._encoded = (bundle, msgspec.json.encode(bundle), bundle_digest(bundle))
+        return self._encoded[1], self._encoded[2]
 
-    async def _write_checkpoint(self, manifest: Manifest, rows: dict[str, bytes]) -> None:
-        try:
-            checkpoint = await write.write_checkpoint(self._bus, manifest.number, rows, manifest.tables_digest)
-            if self.head is not None and self.head.epoch == manifest.epoch:
-                self._checkpoint = checkpoint
-            await self._collect()
-        except (BusUnavailable, TimeoutError) as error:
-            log.warning("no checkpoint this time", error=error)
 
-    async def _collect(self) -> None:
-        """Delete blobs that were not needed the last time either: another compiler may be about to refer to a new one."""
-        needed = write.needed_blobs(await read.stored(self._bus, self._group))
-        if self._checkpoint is not None:
-            needed.update(self._checkpoint.shards)
-        unneeded = await self._bus.list_blobs() - needed
-        for digest in unneeded & self._stale:
-            await self._bus.delete_blob(digest)
-        self._stale = unneeded
+def _of_pin(number: int, rows: dict[str, bytes], bundle: PolicyBundle, covers: int) -> tuple[Change, int, bool]:
+    """The content of a rollback that the stream has lost, to be committed again."""
+    change = Change(rows=rows, upsert={}, delete=(), bundle=bundle, covers=covers, note=f"rollback to {number}")
+    return change, number, False
+
+
+def _note(said: str, broken: str) -> str:
+    return "; ".join(filter(None, [said, f"epoch raised: {broken}" if broken else ""]))

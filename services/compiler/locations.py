@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Literal, Protocol, TypeVar
+from typing import Final, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -99,6 +99,19 @@ def location_policy(s: IngressSettings, g: GlobalSettings) -> LocationPolicy:
         intercept_upstream_errors=not (s.disable_proxy_intercept_errors or g.disable_proxy_intercept_errors),
         snippet=s.configuration_snippet,
     )
+
+
+_POLICY_FIELDS: Final = (
+    *(f for f in IngressSettings.__struct_fields__ if f.startswith(("proxy_", "limit_"))),
+    *("auth_type", "auth_url", "auth_signin", "enable_cors", "custom_http_errors", "disable_proxy_intercept_errors"),
+    "configuration_snippet",
+)
+
+
+def without_policy(s: IngressSettings) -> IngressSettings:
+    """The same Ingress with the policy of one that says nothing: nginx refuses its own, and it is closed until it changes."""
+    bare = IngressSettings()
+    return replace(s, **{field: getattr(bare, field) for field in _POLICY_FIELDS})
 
 
 def cors_of(s: IngressSettings) -> Cors | None:

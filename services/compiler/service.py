@@ -1,4 +1,4 @@
-"""The compiler as a service: deltas from the bus, versions onto it, questions answered. All state is the engine's and the committer's."""
+"""The compiler as a service: deltas from the bus, versions onto it. What it knows is in `state`; questions are in `answer`."""
 
 from __future__ import annotations
 
@@ -10,38 +10,33 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from msgspec import Struct
 
-from services.compiler.admission import admit
+from services.compiler.answer import Answers
 from services.compiler.commit import Change, Committer
 from services.compiler.engine import Engine, Output
-from services.compiler.explain import explain
+from services.compiler.hold import quiet
+from services.compiler.state import State
 from services.compiler.verdicts import Verdicts
-from services.shared.bus.port import Bus, BusError, CaughtUp, Message, Request, Reset
+from services.shared.bus.port import Bus, BusError, CaughtUp, Message, Reset
 from services.shared.contracts import subjects
 from services.shared.contracts.delta import Delta, SyncMark, decode_delta, decode_sync_mark
-from services.shared.contracts.objects import Key
-from services.shared.contracts.question import (
-    AdmissionQuestion,
-    CoverAnswer,
-    CoverQuestion,
-    ExplainQuestion,
-    RollbackAnswer,
-    RollbackQuestion,
-)
 from services.shared.contracts.report import decode_node_report
 from services.shared.contracts.version import Cause, VersionId
 from services.shared.flags import Flags
 from services.shared.telemetry import lifecycle, tracing
 from services.shared.telemetry.logs import get_logger
-from services.shared.versions.read import Unreadable
 
 log = get_logger(__name__)
 
-QUIET_SECONDS = 0.002
-"""A compile begins when no delta has come for this long ..."""
-CEILING_SECONDS = 0.05
-"""... or when one has waited this long."""
-COVER_SECONDS = 30.0
 RESYNC_SECONDS = 5.0
+"""Between two requests to the watcher."""
+RETRY_SECONDS = 0.2
+AUDIT_SECONDS = 60.0
+"""Between two looks whether the bus still has what the head needs."""
+CAUSES_KEPT = 1000
+"""While a rollback holds them back; the newest."""
+
+UNREADABLE = (msgspec.DecodeError, RecursionError)
+"""What bytes that are no message of ours raise, however they came to be there."""
 
 
 class CompilerOptions(Struct, frozen=True, kw_only=True):
@@ -66,35 +61,47 @@ class Compiler:
     def __init__(self, bus: Bus, options: CompilerOptions) -> None:
         self._bus = bus
         self._options = options
-        self._engine = Engine(options.flags, any_address=options.any_address)
-        self._committer = Committer(bus, options.group)
+        self._state = State(self._new_engine(), Committer(bus, options.group))
         self._verdicts = Verdicts(bus)
         self._inbox: list[_Waiting] = []
         self._mark: SyncMark | None = None
         self._received = 0
         """The last CLUSTER sequence that arrived."""
-        self._synced = False
-        self._covered = 0
-        """Everything up to this sequence is in the head (or changes nothing in it)."""
         self._wake = asyncio.Event()
-        self._news = asyncio.Condition()
+        self._suspect = asyncio.Event()
+        """The stored versions are in doubt: audit now."""
         self._causes: list[Cause] = []
-        self._force = False
-        """Commit even without a change: a node contradicts the head."""
-        self._asked_resync = 0.0
+        self._asked_resync = -RESYNC_SECONDS
         self._resync: asyncio.Task[None] | None = None
-        self._compiling = asyncio.Lock()
+        self._serving: list[Callable[[], Awaitable[None]]] = []
+
+    def _new_engine(self) -> Engine:
+        return Engine(self._options.flags, any_address=self._options.any_address)
 
     async def run(self, stop: asyncio.Event) -> None:
-        await self._bus.ensure()
-        await self._committer.start()
-        await self._verdicts.start()
-        stops = [await self._bus.serve(subject, handler, queue="compiler") for subject, handler in self._questions()]
+        await lifecycle.until(stop, self._start())
         try:
-            await lifecycle.until(stop, self._follow(), self._watch_nodes(), self._work())
+            if not stop.is_set():
+                work = (self._follow(), self._follow_versions(), self._watch_nodes(), self._audit(), self._work())
+                await lifecycle.until(stop, *work)
         finally:
-            for end in stops:
+            for end in self._serving:
                 await end()
+            await self._state.committer.close()
+
+    async def _start(self) -> None:
+        """Take up where the stream ends, as soon as there is one to read."""
+        answers = Answers(self._state, lambda: self._causes)
+        while True:
+            try:
+                await self._bus.ensure()
+                await self._state.committer.start()
+                for subject, handler in answers.handlers()[len(self._serving) :]:
+                    self._serving.append(await self._bus.serve(subject, handler, queue="compiler"))
+                return
+            except BusError as error:
+                log.warning("cannot read what is stored yet", error=error)
+                await asyncio.sleep(RETRY_SECONDS)
 
     # --- deltas in
 
@@ -118,79 +125,75 @@ class Compiler:
                 delta = decode_delta(message.payload)
                 self._mark = None  # it described the world before this delta; the next mark is on its way
                 self._inbox.append(_Waiting(delta, message.sequence, message.headers.get(tracing.HEADER, "")))
-        except msgspec.ValidationError as error:
+        except UNREADABLE as error:
             log.error("a delta could not be read", subject=message.subject, error=error)
         self._wake.set()
 
     def _forget(self, reason: str) -> None:
         """The stream is not the one that was followed: nothing is known until a new sync mark."""
         log.warning("the cluster stream was lost; waiting for it to be published again", reason=reason)
-        self._engine = Engine(self._options.flags, any_address=self._options.any_address)
+        state = self._state
+        state.engine = self._new_engine()
+        state.synced = False
+        state.covered = 0
+        state.committer.another_engine()
+        self._verdicts.distrust()
         self._inbox.clear()
         self._mark = None
-        self._synced = False
-        self._received = self._covered = 0
+        self._received = 0
+        self._suspect.set()
 
     # --- compile and commit
 
     async def _work(self) -> None:
         while True:
             await self._wake.wait()
-            await self._settle()
+            await quiet(lambda: self._received)
             self._wake.clear()
             try:
-                await self._compile()
+                async with self._state.working:
+                    await self._compile()
             except BusError as error:
                 log.warning("will try again", error=error)
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(RETRY_SECONDS)
                 self._wake.set()
-
-    async def _settle(self) -> None:
-        """Wait for quiet, but not for ever."""
-        deadline = time.monotonic() + CEILING_SECONDS
-        seen = -1
-        while self._received != seen and time.monotonic() < deadline:
-            seen = self._received
-            await asyncio.sleep(QUIET_SECONDS)
+            await self._state.progressed()
 
     async def _compile(self) -> None:
-        async with self._compiling:
-            await self._compile_alone()
-        async with self._news:
-            self._news.notify_all()
-
-    async def _compile_alone(self) -> None:
-        engine, started = self._engine, time.time()
+        engine, started = self._state.engine, time.time()
         batch, self._inbox = self._inbox, []
         received = self._received
-        for number, waiting in enumerate(batch):
+        for number, waiting in enumerate(batch, 1):
             if engine.apply(waiting.delta):
                 self._causes.append(_cause(waiting))
-            if number % 500 == 499:
+            if number % 500 == 0:
                 await asyncio.sleep(0)
-        if not await self._in_sync(engine):
+        if engine is not self._state.engine or not self._in_sync(engine):
             return
         for _ in engine.compile_steps():
             await asyncio.sleep(0)
-        if engine is not self._engine:
+        if engine is not self._state.engine:
             return  # the stream was lost meanwhile
         output = engine.take()
+        self._verdicts.note(output.verdicts)
         await self._commit(engine, output, received, started)
-        self._covered = max(self._covered, received)
-        await self._verdicts.publish(output.verdicts)
+        if engine is self._state.engine:
+            self._state.covered = max(self._state.covered, received)
+        await self._verdicts.publish()
 
-    async def _in_sync(self, engine: Engine) -> bool:
+    def _in_sync(self, engine: Engine) -> bool:
         """Whether the world is complete: it was once, or it agrees with the newest mark now."""
         mark, self._mark = self._mark, None
+        state = self._state
         if mark is None:
-            return self._synced
+            return state.synced
         if engine.world.agrees(mark):
-            if not self._synced:
+            if not state.synced:
                 lifecycle.settled()
-            self._synced = True
+            state.synced = True
         elif not self._inbox:
             self._ask_resync()
-        return self._synced
+        return state.synced
 
     def _ask_resync(self) -> None:
         now = time.monotonic()
@@ -206,11 +209,13 @@ class Compiler:
             await self._bus.request(subjects.ASK_WATCHER_RESYNC, b"{}", timeout=2)
 
     async def _commit(self, engine: Engine, output: Output, covers: int, started: float) -> None:
-        if output.empty and self._committer.head is not None and self._committer.in_step and not self._force:
-            self._causes.clear()
+        committer = self._state.committer
+        if output.empty and committer.settled:
+            if not committer.pinned:
+                self._causes.clear()
             return
         compiled = time.time()
-        causes, self._causes = self._causes, []
+        causes = self._causes
         parent = next((c.trace for c in causes if c.trace), "")
         attributes = {"causes": len(causes), "rows.changed": len(output.upsert) + len(output.delete)}
         links = [c.trace for c in causes[:50] if c.trace]
@@ -225,16 +230,41 @@ class Compiler:
             compiled_at=compiled,
             trace=trace,
         )
-        manifest = await self._committer.commit(change)
-        self._force = False
+        manifest = await committer.commit(change)
+        self._causes = causes[-CAUSES_KEPT:] if committer.pinned else []
         if manifest is not None:
             tracing.record("committed", start=compiled, end=time.time(), parent=trace, attributes={"version": str(manifest.id)})
             log.info(
-                "version", id=manifest.id, digest=manifest.digest[:12], rows=manifest.rows, causes=len(causes),
+                "version", id=manifest.id, digest=manifest.digest[:12], rows=manifest.rows, causes=len(causes), note=manifest.note,
                 changed=len(output.upsert) + len(output.delete), ms=round((time.time() - started) * 1000, 1),
             )  # fmt: skip
 
-    # --- nodes
+    # --- versions of others, and what became of one's own
+
+    async def _follow_versions(self) -> None:
+        subject, committer = subjects.config_subject(self._options.group), self._state.committer
+        async with contextlib.aclosing(self._bus.follow(subjects.CONFIG_STREAM, subject, last_only=True)) as items:
+            async for item in items:
+                if isinstance(item, Reset):
+                    log.warning("the stream of versions was lost or went back", reason=item.reason)
+                    committer.distrust()
+                    self._suspect.set()
+                    self._wake.set()
+                elif isinstance(item, Message) and committer.note_head(item.sequence):
+                    self._wake.set()
+
+    async def _audit(self) -> None:
+        """NATS is transport, not truth: what it has lost is stored again."""
+        while True:
+            self._suspect.clear()
+            try:
+                if not await self._state.committer.audit():
+                    self._wake.set()
+            except BusError as error:
+                log.debug("no audit this time", error=error)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(AUDIT_SECONDS):
+                    await self._suspect.wait()
 
     async def _watch_nodes(self) -> None:
         async with contextlib.aclosing(self._bus.watch(subjects.NODES_BUCKET)) as entries:
@@ -243,91 +273,25 @@ class Compiler:
                     continue
                 try:
                     report = decode_node_report(entry.value)
-                except msgspec.ValidationError as error:
+                except UNREADABLE as error:
                     log.error("a node's report could not be read", key=entry.key, error=error)
                     continue
                 if report.group != self._options.group:
                     continue
-                if self._committer.note_node(VersionId(report.epoch, report.number), report.digest):
-                    log.warning("a node is ahead of the head or contradicts it; a new epoch begins", node=report.node)
-                    self._force = True
+                if self._state.committer.note_node(VersionId(report.epoch, report.number), report.digest):
+                    log.info("a node has a version that is not the head's; looking again", node=report.node)
                     self._wake.set()
-                self._refused(report.refused)
+                if report.refused:
+                    async with self._state.working:
+                        self._refused(report.refused)
 
     def _refused(self, refused: dict[str, str]) -> None:
+        engine = self._state.engine
         for policy, words in refused.items():
-            if self._engine.uses_policy(policy):
-                culprits = self._engine.quarantine(policy, words)
+            culprits = engine.quarantine(policy, words) if engine.uses_policy(policy) else []
+            if culprits:
                 log.warning("nginx refuses a policy; its Ingresses keep their last good form", policy=policy, ingresses=" ".join(culprits))
                 self._wake.set()
-
-    # --- questions
-
-    def _questions(self) -> list[tuple[str, Callable[[Request], Awaitable[bytes]]]]:
-        return [
-            (subjects.ASK_COMPILER_ADMIT, self._admit),
-            (subjects.ASK_COMPILER_COVER, self._cover),
-            (subjects.ASK_COMPILER_EXPLAIN, self._explain),
-            (subjects.ASK_COMPILER_ROLLBACK, self._rollback),
-        ]
-
-    async def _admit(self, request: Request) -> bytes:
-        question = msgspec.json.decode(request.payload, type=AdmissionQuestion)
-        return msgspec.json.encode(admit(self._engine, question))
-
-    async def _explain(self, request: Request) -> bytes:
-        question = msgspec.json.decode(request.payload, type=ExplainQuestion)
-        return msgspec.json.encode(explain(self._engine, question))
-
-    async def _cover(self, request: Request) -> bytes:
-        question = msgspec.json.decode(request.payload, type=CoverQuestion)
-        try:
-            async with asyncio.timeout(COVER_SECONDS), self._news:
-                await self._news.wait_for(lambda: self._synced and self._covered >= question.sequence and self._committer.head is not None)
-        except TimeoutError:
-            why = "the compiler has no complete picture of the cluster yet" if not self._synced else "no version could be committed"
-            return msgspec.json.encode(CoverAnswer(epoch=0, number=0, digest="", error=why))
-        return msgspec.json.encode(self._cover_answer(question))
-
-    def _cover_answer(self, question: CoverQuestion) -> CoverAnswer:
-        head = self._committer.head
-        if head is None:
-            return CoverAnswer(epoch=0, number=0, digest="", error="there is no version yet")
-        answer = CoverAnswer(epoch=head.epoch, number=head.number, digest=head.digest, pinned=head.pinned)
-        if not question.ingress:
-            return answer
-        namespace, _, name = question.ingress.partition("/")
-        key = Key("Ingress", namespace, name)
-        verdict = self._engine.verdict(key)
-        return msgspec.structs.replace(
-            answer,
-            found=self._engine.knows(namespace, name),
-            accepted=verdict is None or verdict.accepted,
-            problems=verdict.problems if verdict else (),
-            row_keys=self._engine.row_keys(namespace, name),
-        )
-
-    async def _rollback(self, request: Request) -> bytes:
-        question = msgspec.json.decode(request.payload, type=RollbackQuestion)
-        async with self._compiling:
-            try:
-                if question.release:
-                    answer = await self._release()
-                else:
-                    manifest = await self._committer.roll_back(question.number)
-                    answer = RollbackAnswer(epoch=manifest.epoch, number=manifest.number)
-            except (Unreadable, BusError) as error:
-                answer = RollbackAnswer(error=str(error))
-        return msgspec.json.encode(answer)
-
-    async def _release(self) -> RollbackAnswer:
-        head = self._committer.head
-        if head is None or not head.pinned:
-            return RollbackAnswer(error="nothing is pinned: live changes are already applied")
-        engine = self._engine
-        change = Change(rows=engine.rows, upsert={}, delete=(), bundle=engine.take().bundle, covers=self._covered, compiled_at=time.time())
-        manifest = await self._committer.release(change) or head
-        return RollbackAnswer(epoch=manifest.epoch, number=manifest.number)
 
 
 def _cause(waiting: _Waiting) -> Cause:

@@ -221,12 +221,13 @@ class JetStreamBus(Bus):
 
     async def _backlog(self, stream: str, subject: str, *, last_only: bool) -> list[Message]:
         out: list[Message] = []
-        async with asyncio.timeout(30), contextlib.aclosing(self.follow(stream, subject, last_only=last_only)) as items:
-            async for item in items:
-                if isinstance(item, Message):
-                    out.append(item)
-                elif isinstance(item, CaughtUp):
-                    break
+        with _mapped():
+            async with asyncio.timeout(30), contextlib.aclosing(self.follow(stream, subject, last_only=last_only)) as items:
+                async for item in items:
+                    if isinstance(item, Message):
+                        out.append(item)
+                    elif isinstance(item, CaughtUp):
+                        break
         return out
 
     async def last_sequence(self, stream: str) -> int:
@@ -307,7 +308,8 @@ class JetStreamBus(Bus):
         with _mapped():
             store = await self._blobs()
             try:
-                return {info.name for info in await store.list() if info.name}
+                async with asyncio.timeout(30):
+                    return {info.name for info in await store.list(ignore_deletes=True) if info.name and not info.deleted}
             except nats.js.errors.NotFoundError:
                 return set()
 

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from services.shared.bus.port import Bus
 from services.shared.contracts.version import Cause, Policy
-from services.shared.versions.read import Unreadable, bundle_of, rows_of, stored
+from services.shared.versions.read import bundle_of, find, rows_of, stored
 
 SECRET_ROWS = ("c/", "f/")
 
@@ -37,12 +37,7 @@ class VersionDiff(Struct, frozen=True, kw_only=True):
 async def diff(bus: Bus, group: str, a: int, b: int) -> VersionDiff:
     """Compare versions by number (of equal numbers, the newest epoch's). Raises Unreadable."""
     manifests = await stored(bus, group)
-    by_number = {m.number: m for m in manifests}
-    missing = [n for n in (a, b) if n not in by_number]
-    if missing:
-        kept = f"{manifests[0].number} to {manifests[-1].number} are" if manifests else "none is"
-        raise Unreadable(f"version {missing[0]} is not kept; {kept}")
-    first, second = by_number[a], by_number[b]
+    first, second = find(manifests, a), find(manifests, b)
     rows_a, rows_b = await rows_of(bus, first, manifests), await rows_of(bus, second, manifests)
     policies_a = {p.hash: p for p in (await bundle_of(bus, first)).policies}
     policies_b = {p.hash: p for p in (await bundle_of(bus, second)).policies}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from services.shared.bus.port import Bus
+from services.shared.bus.port import Bus, Message
 from services.shared.contracts.subjects import CONFIG_STREAM, VERSIONS_KEPT, config_subject
 from services.shared.contracts.version import (
     Checkpoint,
@@ -18,27 +18,58 @@ from services.shared.contracts.version import (
     decode_manifest,
     decode_shard,
 )
+from services.shared.telemetry.logs import get_logger
+
+log = get_logger(__name__)
 
 
 class Unreadable(Exception):
     """A version's content is not there, or is not what its digest says. The message says which part."""
 
 
+def manifest_of(message: Message) -> Manifest | None:
+    """None: these bytes are no manifest; whoever wrote them must not stop anybody who reads."""
+    try:
+        return decode_manifest(message.payload)
+    except (msgspec.DecodeError, RecursionError) as error:
+        log.error("a stored version cannot be decoded", subject=message.subject, sequence=message.sequence, error=error)
+        return None
+
+
 async def stored(bus: Bus, group: str) -> list[Manifest]:
     """Every manifest that the stream still holds, oldest first; more than `history` shows."""
     messages = await bus.history(CONFIG_STREAM, config_subject(group))
-    return [decode_manifest(m.payload) for m in messages]
+    return [m for m in map(manifest_of, messages) if m is not None]
+
+
+def kept(manifests: Sequence[Manifest]) -> Sequence[Manifest]:
+    """Of the stored ones, those that can be shown, compared and rolled back to; the older ones only carry deltas for them."""
+    return manifests[-VERSIONS_KEPT:]
 
 
 async def history(bus: Bus, group: str) -> list[Manifest]:
     """The versions that can be shown, compared and rolled back to, oldest first."""
-    return (await stored(bus, group))[-VERSIONS_KEPT:]
+    return list(kept(await stored(bus, group)))
+
+
+def find(manifests: Sequence[Manifest], number: int) -> Manifest:
+    """The kept version of this number. Raises Unreadable."""
+    found = next((m for m in reversed(kept(manifests)) if m.number == number), None)
+    if found is None:
+        shown = kept(manifests)
+        raise Unreadable(f"version {number} is not kept; {f'{shown[0].number} to {shown[-1].number} are' if shown else 'none is'}")
+    return found
 
 
 async def head(bus: Bus, group: str) -> tuple[Manifest, int] | None:
-    """The newest manifest and its stream sequence; None: there is none yet."""
+    """The newest manifest and its stream sequence; None: there is none yet. Raises Unreadable."""
     message = await bus.last(CONFIG_STREAM, config_subject(group))
-    return (decode_manifest(message.payload), message.sequence) if message else None
+    if message is None:
+        return None
+    manifest = manifest_of(message)
+    if manifest is None:
+        raise Unreadable("the newest version cannot be decoded; the compiler's next one replaces it")
+    return manifest, message.sequence
 
 
 async def bundle_of(bus: Bus, manifest: Manifest) -> PolicyBundle:

@@ -25,12 +25,19 @@ class Move(Struct, frozen=True, kw_only=True):
 class Replica:
     """The rows of one version, with their digest."""
 
-    def __init__(self, id: VersionId = NOTHING, digest: str = "", rows: dict[str, bytes] | None = None) -> None:
+    def __init__(
+        self, id: VersionId = NOTHING, digest: str = "", rows: dict[str, bytes] | None = None, tables: TableDigest | None = None
+    ) -> None:
         self.id = id
         self.digest = digest
         """Of the whole version; empty: none is held."""
         self.rows = rows if rows is not None else {}
-        self._tables = digest_of(self.rows)
+        self._tables = tables or digest_of(self.rows)
+
+    @property
+    def tables(self) -> TableDigest:
+        """Of the rows; the caller's own copy."""
+        return self._tables.copy()
 
     @property
     def row_bytes(self) -> int:
@@ -42,14 +49,14 @@ class Replica:
             return None
         upsert = {k: bytes(raw) for k, raw in manifest.delta.upsert.items()}
         tables = self._tables.copy()
-        for key in (*upsert, *manifest.delta.delete):
-            if key in self.rows:
-                tables.remove(key, self.rows[key])
+        touched = {*upsert, *manifest.delta.delete}
+        for key in touched & self.rows.keys():
+            tables.remove(key, self.rows[key])
         for key, row in upsert.items():
             tables.add(key, row)
         if tables.hex != manifest.tables_digest or manifest.digest != version_digest(manifest.policy_digest, tables.hex):
             return None
-        replaced = {k: self.rows.get(k) for k in (*upsert, *manifest.delta.delete)}
+        replaced = {k: self.rows.get(k) for k in touched}
         apply_delta(self.rows, manifest.delta)
         self._take(manifest, tables)
         return Move(upsert=upsert, delete=manifest.delta.delete, replaced=replaced)

@@ -15,6 +15,9 @@ from services.shared.contracts.version import Checkpoint, Manifest
 SHARD_BYTES: Final = 256 * 1024
 """What a shard is meant to have at most; a single larger row makes a larger shard."""
 
+ROWS_PER_STEP: Final = 2000
+"""Placed between two turns of the event loop: a millisecond or two."""
+
 _encode: Final = msgspec.json.Encoder(order="deterministic").encode
 
 
@@ -27,10 +30,15 @@ def shard_count(total_bytes: int) -> int:
 
 
 async def write_checkpoint(bus: Bus, number: int, rows: Mapping[str, bytes], tables_digest: str) -> Checkpoint:
-    """Store all rows of version `number`. Raises what the bus raises; nothing refers to the blobs before a manifest does."""
+    """Store all rows of version `number`; they must not change meanwhile. Raises what the bus raises.
+
+    Nothing refers to the blobs before a manifest does.
+    """
     shards: list[dict[str, msgspec.Raw]] = [{} for _ in range(shard_count(sum(len(k) + len(v) for k, v in rows.items())))]
-    for key, row in rows.items():
+    for n, (key, row) in enumerate(rows.items(), 1):
         shards[zlib.crc32(key.encode()) % len(shards)][key] = msgspec.Raw(row)
+        if n % ROWS_PER_STEP == 0:
+            await asyncio.sleep(0)
     digests = []
     for shard in shards:
         digests.append(await bus.put_blob(_encode(shard)))
