@@ -1,0 +1,1 @@
+"""The Kubernetes API as bytes: requests, watches, Leases. The only place that imports the client library."""
