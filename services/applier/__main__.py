@@ -8,13 +8,13 @@ import sys
 from services.applier.options import ApplierOptions
 from services.applier.service import serve
 from services.applier.store import NodeLocked
-from services.shared.bus.jetstream import JetStreamBus
+from services.shared.bus.jetstream import NodeBus
 from services.shared.telemetry import lifecycle
 
 
 def main(options: ApplierOptions) -> None:
     async def run(stop: asyncio.Event) -> None:
-        await serve(JetStreamBus(options.nats_url, name=f"applier-{options.node}"), options, stop)
+        await serve(NodeBus(options.bus, name=f"applier-{options.node}"), options, stop)
 
     try:
         lifecycle.run("applier", run, node=options.node)

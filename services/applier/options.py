@@ -6,6 +6,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from services.shared.bus.address import BusAddress
 from services.shared.flags import Flags
 
 
@@ -19,7 +20,7 @@ class ApplierOptions(Struct, frozen=True, kw_only=True):
     http_port: int
     https_port: int
     healthz_port: int
-    nats_url: str = "nats://127.0.0.1:4222"
+    bus: BusAddress = BusAddress()
     group: str = "default"
     nginx: str = "/usr/sbin/nginx"
     address: str = ""

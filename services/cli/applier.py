@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from services.cli import options
+from services.shared.bus.address import BusAddress
 from services.shared.flags import Flags
 
 
@@ -19,7 +20,7 @@ from services.shared.flags import Flags
 @click.option("--health-port", required=True, type=click.IntRange(1, 65535), help="/healthz, /readyz, /metrics.")
 @click.option("--nginx", default="/usr/sbin/nginx", show_default=True, help="The nginx binary.")
 @click.option("--keep-nginx", is_flag=True, help="Leave nginx running when the applier ends.")
-@options.nats_url
+@options.bus
 @options.flags
 def command(
     node: str,
@@ -30,7 +31,7 @@ def command(
     health_port: int,
     nginx: str,
     keep_nginx: bool,
-    nats_url: str,
+    bus: BusAddress,
     flags: Flags,
 ) -> None:
     """Fetch versions, run nginx with them, report what is live."""
@@ -47,7 +48,7 @@ def command(
             healthz_port=health_port,
             nginx=nginx,
             stop_nginx=not keep_nginx,
-            nats_url=nats_url,
+            bus=bus,
             flags=flags,
         )
     )

@@ -5,17 +5,18 @@ from __future__ import annotations
 import click
 
 from services.cli import options
+from services.shared.bus.address import BusAddress
 from services.shared.flags import Flags
 
 
 @click.command("compiler")
 @click.option("--group", default="default", show_default=True, help="The group of nodes to compile for.")
 @click.option("--any-address/--no-any-address", default=True, show_default=True, help="Whether endpoints may be loopback or link-local.")
-@options.nats_url
+@options.bus
 @options.flags
-def command(group: str, any_address: bool, nats_url: str, flags: Flags) -> None:
+def command(group: str, any_address: bool, bus: BusAddress, flags: Flags) -> None:
     """Compile the CLUSTER stream into versions, and answer questions."""
     from services.compiler.__main__ import main
     from services.compiler.service import CompilerOptions
 
-    main(CompilerOptions(nats_url=nats_url, group=group, flags=flags, any_address=any_address))
+    main(CompilerOptions(bus=bus, group=group, flags=flags, any_address=any_address))

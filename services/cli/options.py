@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import click
 
 from services.cli.errors import Stop
 from services.cli.state import StateDirectory, default_state
+from services.shared.bus.address import BusAddress
 from services.shared.flags import FlagError, Flags, parse_flags
 
 
@@ -39,9 +42,35 @@ flags = click.option(
     callback=_flags,
     help="A controller flag under ingress-nginx's own name; repeatable.",
 )
-nats_url = click.option(
-    "--nats-url", envvar="SLUICE_NATS_URL", default="nats://127.0.0.1:4222", show_default=True, help="Where nats-server listens."
-)
+
+
+def bus(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How to reach NATS; the command gets a `BusAddress` as `bus`."""
+
+    @click.option(
+        "--nats-url",
+        envvar="SLUICE_NATS_URL",
+        default="nats://127.0.0.1:4222",
+        show_default=True,
+        help="Where nats-server listens; tls:// for TLS; several separated by commas.",
+    )
+    @click.option(
+        "--nats-creds", envvar="SLUICE_NATS_CREDS", type=path(dir_okay=False), help="A NATS credentials file: as whom to connect."
+    )
+    @click.option("--nats-ca", envvar="SLUICE_NATS_CA", type=path(dir_okay=False), help="PEM: who signed the servers' certificates.")
+    @click.option(
+        "--nats-replicas",
+        envvar="SLUICE_NATS_REPLICAS",
+        default=1,
+        show_default=True,
+        type=click.IntRange(1, 5),
+        help="Copies of each stream.",
+    )
+    @functools.wraps(command)
+    def wrapped(nats_url: str, nats_creds: Path | None, nats_ca: Path | None, nats_replicas: int, **rest: Any) -> Any:
+        return command(bus=BusAddress(url=nats_url, credentials=nats_creds, ca=nats_ca, replicas=nats_replicas), **rest)
+
+    return wrapped
 
 
 def path(**more: Any) -> click.Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from services.cli import options
+from services.shared.bus.address import BusAddress
 from services.shared.flags import Flags
 
 
@@ -15,11 +16,11 @@ from services.shared.flags import Flags
 @click.option("--key", required=True, type=options.path(dir_okay=False), help="PEM.")
 @click.option("--client-ca", type=options.path(dir_okay=False), help="PEM: only clients with a certificate of this CA.")
 @click.option("--port", default=9443, show_default=True, type=click.IntRange(1, 65535))
-@options.nats_url
+@options.bus
 @options.flags
-def command(certificate: Path, key: Path, client_ca: Path | None, port: int, nats_url: str, flags: Flags) -> None:
+def command(certificate: Path, key: Path, client_ca: Path | None, port: int, bus: BusAddress, flags: Flags) -> None:
     """Answer AdmissionReviews over HTTPS; asks the compiler."""
     from services.webhook.__main__ import main
     from services.webhook.options import WebhookOptions
 
-    main(WebhookOptions(certificate=certificate, key=key, client_ca=client_ca, port=port, nats_url=nats_url))
+    main(WebhookOptions(certificate=certificate, key=key, client_ca=client_ca, port=port, bus=bus))

@@ -11,7 +11,7 @@ from services.shared.telemetry import lifecycle
 
 def main(options: CompilerOptions) -> None:
     async def run(stop: asyncio.Event) -> None:
-        async with JetStreamBus(options.nats_url, name="compiler") as bus:
+        async with JetStreamBus(options.bus, name="compiler") as bus:
             await serve(bus, options, stop)
 
     lifecycle.run("compiler", run)

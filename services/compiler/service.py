@@ -16,6 +16,7 @@ from services.compiler.engine import Engine, Output
 from services.compiler.hold import quiet
 from services.compiler.state import State
 from services.compiler.verdicts import Verdicts
+from services.shared.bus.address import BusAddress
 from services.shared.bus.port import Bus, BusError, CaughtUp, Message, Reset
 from services.shared.contracts import subjects
 from services.shared.contracts.delta import Delta, SyncMark, decode_delta, decode_sync_mark
@@ -42,7 +43,7 @@ UNREADABLE = (msgspec.DecodeError, RecursionError)
 class CompilerOptions(Struct, frozen=True, kw_only=True):
     """What a compiler can be told."""
 
-    nats_url: str = "nats://127.0.0.1:4222"
+    bus: BusAddress = BusAddress()
     group: str = "default"
     flags: Flags = Flags()
     any_address: bool = True

@@ -22,7 +22,7 @@ def main(options: WatcherOptions) -> None:
     """A process of its own: SIGTERM and SIGINT end it."""
 
     async def connected(stop: asyncio.Event) -> None:
-        async with JetStreamBus(options.nats_url, name=options.name) as bus:
+        async with JetStreamBus(options.bus, name=options.name) as bus:
             await serve(bus, options, stop)
 
     lifecycle.run("watcher", connected)

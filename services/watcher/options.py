@@ -6,6 +6,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from services.shared.bus.address import BusAddress
 from services.shared.flags import Flags
 from services.watcher.publish import MAX_DELTA_BYTES
 
@@ -15,7 +16,7 @@ class WatcherOptions(Struct, frozen=True, kw_only=True):
 
     manifests: Path
     """The directory of manifests."""
-    nats_url: str = "nats://127.0.0.1:4222"
+    bus: BusAddress = BusAddress()
     name: str = "watcher"
     """The key of its report; distinct for each watcher."""
     flags: Flags = Flags()

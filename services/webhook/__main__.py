@@ -24,7 +24,7 @@ def main(options: WebhookOptions) -> None:
 
     async def connecting(stop: asyncio.Event) -> None:
         # It answers from its own checks before the bus is there, and without it.
-        bus = JetStreamBus(options.nats_url, name=options.name)
+        bus = JetStreamBus(options.bus, name=options.name)
         entering = asyncio.ensure_future(bus.__aenter__())
         try:
             await serve(bus, options, stop)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from services.shared.bus.address import BusAddress
+
 
 class WebhookOptions(Struct, frozen=True, kw_only=True):
     """See `sluice webhook --help`."""
@@ -13,7 +15,7 @@ class WebhookOptions(Struct, frozen=True, kw_only=True):
     certificate: Path
     """PEM; read again when it changes, as is the key."""
     key: Path
-    nats_url: str = "nats://127.0.0.1:4222"
+    bus: BusAddress = BusAddress()
     name: str = "webhook"
     host: str = "0.0.0.0"  # noqa: S104 - the API server calls from elsewhere
     port: int = 9443

@@ -12,8 +12,8 @@ import nats.errors
 import nats.js.errors
 import pytest
 
-from services.shared.bus import jetstream
-from services.shared.bus.jetstream import JetStreamBus
+from services.shared.bus.jetstream import JetStreamBus, NodeBus
+from services.shared.bus.jetstream.connection import mapped
 from services.shared.bus.port import (
     BusError,
     BusUnavailable,
@@ -227,7 +227,7 @@ def test_every_foreign_exception_becomes_one_of_the_ports(module: object) -> Non
         for field in ("code", "err_code", "description", "stream", "seq"):
             with contextlib.suppress(AttributeError):
                 setattr(error, field, None)
-        with pytest.raises(BusError), jetstream._mapped():
+        with pytest.raises(BusError), mapped():
             raise error
 
 
@@ -236,3 +236,69 @@ def test_tokens_are_reversible() -> None:
         encoded = subjects.token(name)
         assert subjects.untoken(encoded) == name
         assert not set(encoded) & set(".*> ")
+
+
+@pytest.fixture
+async def node(server: NatsServer) -> AsyncIterator[NodeBus]:
+    async with NodeBus(server.url, name="node") as connected:
+        yield connected
+
+
+async def _next(items: AsyncIterator[FollowItem]) -> FollowItem:
+    async with asyncio.timeout(20):
+        return await anext(items)
+
+
+async def test_a_node_follows_without_a_consumer(bus: JetStreamBus, node: NodeBus, server: NatsServer) -> None:
+    subject = subjects.config_subject("x")
+    await bus.publish(subject, b"1")
+    items = node.follow(subjects.CONFIG_STREAM, subject, last_only=True)
+    assert await _next(items) == Message(subject=subject, payload=b"1", sequence=1)
+    assert await _next(items) == CaughtUp(1)
+
+    await bus.publish(subject, b"2", headers={"traceparent": "t"})
+    assert await _next(items) == Message(subject=subject, payload=b"2", sequence=2, headers={"traceparent": "t"})
+    with pytest.raises(Conflict):
+        await bus.publish(subject, b"lost the race", expected_last=1)
+    server.kill()
+    await server.start()
+    await bus.ensure()
+    await bus.publish(subject, b"3")
+    assert await _next(items) == Message(subject=subject, payload=b"3", sequence=3), "what was not stored is not heard"
+    assert (await bus._connection.js.stream_info(subjects.CONFIG_STREAM)).state.consumer_count == 0
+    assert [m.payload for m in await node.history(subjects.CONFIG_STREAM, subject)] == [b"1", b"2", b"3"]
+    await items.aclose()
+
+
+async def test_a_node_notices_that_its_stream_went_back(bus: JetStreamBus, node: NodeBus) -> None:
+    subject = subjects.config_subject("x")
+    await bus.publish(subject, b"1")
+    await bus.publish(subject, b"2")
+    items = node.follow(subjects.CONFIG_STREAM, subject, last_only=True)
+    assert isinstance(await _next(items), Message)
+    assert await _next(items) == CaughtUp(2)
+    await bus._connection.js.delete_stream(subjects.CONFIG_STREAM)
+    await bus.ensure()
+    await bus.publish(subject, b"new")
+    assert isinstance(await _next(items), Reset)
+    assert await _next(items) == Message(subject=subject, payload=b"new", sequence=1)
+    await items.aclose()
+
+
+async def test_a_blob_of_many_parts_and_one_that_is_not_whole(bus: JetStreamBus, node: NodeBus) -> None:
+    data = bytes(range(256)) * 6000
+    digest = await bus.put_blob(data)
+    assert await node.get_blob(digest) == data
+    assert await bus.list_blobs() == {digest}
+    await bus._connection.js.purge_stream(subjects.BLOBS_STREAM, subject=subjects.blob_subject(digest, 1))
+    assert await node.get_blob(digest) is None
+    await bus.delete_blob(digest)
+    assert await bus.list_blobs() == set()
+
+
+async def test_no_publisher_wipes_what_is_others(bus: JetStreamBus) -> None:
+    """`Nats-Rollup` on one's own key would delete all other keys of a bucket made in the usual way."""
+    await bus.put(subjects.NODES_BUCKET, "a", b"1")
+    with pytest.raises(BusUnavailable):
+        await bus.publish(subjects.bucket_subject(subjects.NODES_BUCKET, "b"), b"2", headers={"Nats-Rollup": "all"})
+    assert await bus.entries(subjects.NODES_BUCKET) == {"a": b"1"}

@@ -240,7 +240,7 @@ async def test_a_wiped_server_is_filled_again_in_a_higher_epoch(rig: Rig) -> Non
 async def test_what_vanished_while_the_cluster_stream_was_lost_is_gone(rig: Rig) -> None:
     """Only CLUSTER is lost: the versions go on, and hold nothing of what no watcher publishes any more."""
     before = await _filled(rig)
-    await rig.bus._js.delete_stream(subjects.CLUSTER_STREAM)
+    await rig.bus._connection.js.delete_stream(subjects.CLUSTER_STREAM)
     await rig.bus.ensure()
     rig.cluster.forget("Ingress", "app-1")
     await rig.cluster.again()
@@ -252,7 +252,7 @@ async def test_what_vanished_while_the_cluster_stream_was_lost_is_gone(rig: Rig)
 
 async def test_lost_versions_come_back_without_any_change(rig: Rig) -> None:
     before = await _filled(rig)
-    await rig.bus._js.delete_stream(subjects.CONFIG_STREAM)
+    await rig.bus._connection.js.delete_stream(subjects.CONFIG_STREAM)
     await rig.bus.ensure()
     made = await rig.until(lambda m: m.epoch > before.epoch)
 

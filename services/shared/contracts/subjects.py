@@ -9,7 +9,11 @@
 | bucket `nodes`, key `<node>`          | applier  | `NODE_REPORT_TTL_SECONDS`              | latest state           |
 | bucket `verdicts`, key `<ns>.<name>`  | compiler | until replaced or deleted              | latest state           |
 | bucket `watchers`, key `<watcher id>` | watcher  | `NODE_REPORT_TTL_SECONDS`              | latest state           |
-| blobs, named by sha256                | compiler | while a kept version needs them        | immutable              |
+| bucket `identities`, key `<node>`     | applier  | until replaced                         | latest state           |
+| bucket `keys`, key `<group>.<node>`   | compiler | until replaced or deleted              | latest state           |
+| bucket `revoked`, key `<node>`        | command  | until deleted                          | latest state           |
+| `blob.v1.<sha256>[.<part>]`           | compiler | while a kept version needs them        | immutable              |
+| `live.config.v1.<group>`, `live.$KV.keys.>` | server | not kept: what was stored, again    | a hint                 |
 | `ask.v1.<service>.<question>`         | anyone   | not kept (request/reply)               | a question, a deadline |
 
 Names of Kubernetes objects may contain dots, which separate NATS tokens, so every token is encoded: letters a-z, digits
@@ -28,7 +32,10 @@ APPLIED_STREAM: Final = "APPLIED"
 NODES_BUCKET: Final = "nodes"
 VERDICTS_BUCKET: Final = "verdicts"
 WATCHERS_BUCKET: Final = "watchers"
-BLOBS_STORE: Final = "blobs"
+IDENTITIES_BUCKET: Final = "identities"
+KEYS_BUCKET: Final = "keys"
+REVOKED_BUCKET: Final = "revoked"
+BLOBS_STREAM: Final = "BLOBS"
 
 VERSIONS_KEPT: Final = 64
 """How many versions `history`, `diff` and `rollback` reach back."""
@@ -39,8 +46,9 @@ HEARTBEAT_SECONDS: Final = 5
 
 SYNC_SUBJECT: Final = "cluster.v1.sync"
 CLUSTER_SUBJECTS: Final = "cluster.v1.>"
-CONFIG_SUBJECTS: Final = "config.v1.*"
+CONFIG_SUBJECTS: Final = "config.v1.>"
 APPLIED_SUBJECTS: Final = "applied.v1.*"
+BLOBS_SUBJECTS: Final = "blob.v1.>"
 
 ASK_WATCHER_BARRIER: Final = "ask.v1.watcher.barrier"
 ASK_WATCHER_RESYNC: Final = "ask.v1.watcher.resync"
@@ -57,27 +65,29 @@ class StreamSpec(msgspec.Struct, frozen=True, kw_only=True):
     subjects: tuple[str, ...]
     messages_per_subject: int
     """How many messages of each subject are kept; the oldest go first."""
+    ttl_seconds: int = 0
+    """0: messages do not expire."""
+    republish: bool = False
+    """Whether the server sends what it has stored once more, to `republished(subject)`, for nodes to hear."""
 
+
+def _bucket(name: str, *, ttl_seconds: int = 0, republish: bool = False) -> StreamSpec:
+    """A key-value bucket as NATS clients know it, except that no publisher may roll up, and so wipe, what is others'."""
+    return StreamSpec(name=f"KV_{name}", subjects=(f"$KV.{name}.>",), messages_per_subject=1, ttl_seconds=ttl_seconds, republish=republish)
+
+
+BUCKET_TTL_SECONDS: Final = {NODES_BUCKET: NODE_REPORT_TTL_SECONDS, WATCHERS_BUCKET: NODE_REPORT_TTL_SECONDS}
+"""Of the buckets whose values expire."""
 
 STREAMS: Final = (
     StreamSpec(name=CLUSTER_STREAM, subjects=(CLUSTER_SUBJECTS,), messages_per_subject=1),
-    StreamSpec(name=CONFIG_STREAM, subjects=(CONFIG_SUBJECTS,), messages_per_subject=VERSIONS_STORED),
+    StreamSpec(name=CONFIG_STREAM, subjects=(CONFIG_SUBJECTS,), messages_per_subject=VERSIONS_STORED, republish=True),
     StreamSpec(name=APPLIED_STREAM, subjects=(APPLIED_SUBJECTS,), messages_per_subject=256),
-)
-
-
-class BucketSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One key-value bucket; the last value of each key is kept."""
-
-    name: str
-    ttl_seconds: int
-    """0: values do not expire."""
-
-
-BUCKETS: Final = (
-    BucketSpec(name=NODES_BUCKET, ttl_seconds=NODE_REPORT_TTL_SECONDS),
-    BucketSpec(name=VERDICTS_BUCKET, ttl_seconds=0),
-    BucketSpec(name=WATCHERS_BUCKET, ttl_seconds=NODE_REPORT_TTL_SECONDS),
+    StreamSpec(name=BLOBS_STREAM, subjects=(BLOBS_SUBJECTS,), messages_per_subject=1),
+    *(_bucket(b, ttl_seconds=BUCKET_TTL_SECONDS.get(b, 0)) for b in (NODES_BUCKET, VERDICTS_BUCKET, WATCHERS_BUCKET)),
+    _bucket(IDENTITIES_BUCKET),
+    _bucket(KEYS_BUCKET, republish=True),
+    _bucket(REVOKED_BUCKET),
 )
 
 _PLAIN: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-")
@@ -120,6 +130,25 @@ def config_subject(group: str) -> str:
 def applied_subject(node: str) -> str:
     """The subject on which one node says what it applied."""
     return f"applied.v1.{token(node)}"
+
+
+def blob_subject(digest: str, part: int | None = None) -> str:
+    """Of one part of a blob; without `part`, of the entry that says how many there are."""
+    return f"blob.v1.{digest}" if part is None else f"blob.v1.{digest}.{part}"
+
+
+def bucket_subject(bucket: str, key: str) -> str:
+    return f"$KV.{bucket}.{key}"
+
+
+def keys_key(group: str, node: str) -> str:
+    """The key of one node's sealing keys in the keys bucket."""
+    return f"{token(group)}.{token(node)}"
+
+
+def republished(subject: str) -> str:
+    """Where the server repeats what a stream with `republish` has stored."""
+    return f"live.{subject}"
 
 
 def verdict_key(namespace: str, name: str) -> str:

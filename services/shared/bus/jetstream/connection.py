@@ -1,0 +1,132 @@
+"""One connection to NATS that never gives up, and what its exceptions mean."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+
+from services.shared.bus.address import BusAddress
+from services.shared.bus.jetstream.credentials import inbox_of
+from services.shared.bus.port import BusUnavailable, Conflict, NoAnswer, TooLarge
+from services.shared.telemetry.logs import get_logger
+
+log = get_logger(__name__)
+
+ACK_SECONDS: Final = 5.0
+PIPELINE: Final = 512
+"""Unacknowledged publishes of `publish_many` at a time."""
+WRONG_LAST_SEQUENCE: Final = 10071
+
+_KEPT_HEADERS: Final = ("traceparent", "tracestate", "KV-Operation")
+
+
+@contextlib.contextmanager
+def mapped() -> Iterator[None]:
+    """Foreign exceptions become the port's."""
+    try:
+        yield
+    except nats.errors.MaxPayloadError as error:
+        raise TooLarge(str(error)) from error
+    except nats.errors.NoRespondersError as error:
+        raise NoAnswer("nobody serves this subject") from error
+    except nats.js.errors.APIError as error:
+        if error.err_code == WRONG_LAST_SEQUENCE:
+            raise Conflict(error.description or "wrong last sequence") from error
+        raise BusUnavailable(f"JetStream: {error.description or error}") from error
+    except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+        raise BusUnavailable(f"NATS: {type(error).__name__} {error}".strip()) from error
+
+
+def kept(headers: Mapping[str, str] | None) -> dict[str, str]:
+    """The headers that mean something to the port's users, and the bucket operation."""
+    return {k: headers[k] for k in _KEPT_HEADERS if k in headers} if headers else {}
+
+
+class Connection:
+    """`reconnected` is called after each loss. `client` and `js` are the library's."""
+
+    def __init__(self, address: BusAddress, *, name: str, reconnected: Callable[[], None]) -> None:
+        self._address = address
+        self._name = name
+        self._reconnected = reconnected
+        self._closing = False
+        self._refused = ""
+        self.client = Client()
+        self.js: JetStreamContext = self.client.jetstream()
+
+    async def open(self) -> None:
+        """Try until there is a connection."""
+        delay = 0.05
+        while True:
+            try:
+                await self._connect()
+                break
+            except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
+                self._note_refusal(error)
+                await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+                delay = min(delay * 2, 1.0)
+        self.js = self.client.jetstream(timeout=ACK_SECONDS, publish_async_max_pending=4 * PIPELINE)
+
+    async def _connect(self) -> None:
+        address = self._address
+        servers = address.url.split(",")
+        options: dict[str, Any] = {}
+        if address.credentials is not None:
+            options["user_credentials"] = str(address.credentials)
+        if any(s.startswith("tls://") for s in servers):
+            options["tls"] = ssl.create_default_context(cafile=str(address.ca) if address.ca else None)
+        await self.client.connect(
+            servers,
+            name=self._name,
+            inbox_prefix=inbox_of(address),
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0,  # the jitter is below
+            reconnect_to_server_handler=_jittered,
+            ping_interval=5,
+            error_cb=self._on_error,
+            reconnected_cb=self._on_reconnected,
+            disconnected_cb=self._on_disconnected,
+            pending_size=64 * 1024 * 1024,
+            allow_reconnect=True,
+            **options,
+        )
+
+    def _note_refusal(self, error: Exception) -> None:
+        """Say once what an operator must mend: credentials and certificates do not mend themselves."""
+        words = str(error) or type(error).__name__
+        mendable = isinstance(error, ssl.SSLError | ValueError | FileNotFoundError) or "uthoriz" in words
+        if mendable and words != self._refused:
+            self._refused = words
+            log.error("nats refuses this connection; trying again", error=words)
+
+    async def close(self) -> None:
+        self._closing = True
+        with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):
+            await self.client.close()
+
+    async def _on_error(self, error: Exception) -> None:
+        log.debug("nats error", error=error)
+        if "ermissions violation" in str(error):
+            log.error("nats refuses what this credential tried", error=error)
+
+    async def _on_disconnected(self) -> None:
+        if not self._closing:
+            log.warning("disconnected from nats")
+
+    async def _on_reconnected(self) -> None:
+        log.info("reconnected to nats")
+        self._reconnected()
+
+
+def _jittered(servers: list[Any], info: Any) -> tuple[Any, float]:
+    """Which server to try next, and how long to wait before: spread, so that a thousand clients do not arrive at once."""
+    return random.choice(servers), random.uniform(0.05, 0.5)  # noqa: S311 - jitter
