@@ -28,6 +28,7 @@ from services.applier.store import Spoiled, Store, Stored
 from services.applier.watch import CRASH_SECONDS, CRASHES, Watch
 from services.shared.bus.port import Bus
 from services.shared.contracts.version import Manifest, PolicyBundle, VersionId, bundle_digest
+from services.shared.sealing.ring import KeyRing
 from services.shared.telemetry.logs import get_logger
 from services.shared.versions.read import Unreadable, bundle_of
 from services.shared.versions.replica import Replica
@@ -69,7 +70,9 @@ class Agent:
             metrics=options.flags.enable_metrics,
         )
         self.control = Control(self.settings.control_socket)
-        self.live = Live(self.store, self.control, self.fail)
+        self.ring = KeyRing()
+        """What rows with keys and passwords are opened with; filled once the compiler has sent it."""
+        self.live = Live(self.store, self.control, self.ring, self.fail)
         self.watch = Watch(self.nginx, self.control)
         self._installer = Installer(self.store, self.nginx, self.control)
         self.manifest: Manifest | None = None
@@ -148,7 +151,7 @@ class Agent:
         self.generation = stored.generation
         # a version some of whose rows were waiting is not held yet: it is taken again when the bus has it
         held = stored.id if stored.digest else VersionId(stored.id.epoch, stored.id.number - 1)
-        self.live.target = Replica(held, stored.digest, dict(stored.rows))
+        self.live.target = Replica(self.ring, held, stored.digest, dict(stored.rows))
         if stored.generation != self.store.current:
             self.store.switch(stored.generation)
 
@@ -257,7 +260,7 @@ class Agent:
         held = self.replica
         move = held.inline(manifest)
         if move is None:
-            moved = Replica(held.id, held.digest, held.rows)
+            moved = Replica(self.ring, held.id, held.digest, held.rows)
             move = await moved.fetch(self._bus, manifest)
             words = malformed(move.upsert.items())
             if words:

@@ -18,6 +18,7 @@ from services.applier.rows import Split, files_of, host_count, policies_of, spli
 from services.applier.store import JOURNAL_LIMIT, Header, Store, Stored
 from services.shared.contracts.tables import PushHeader
 from services.shared.contracts.version import TableDigest
+from services.shared.sealing.ring import KeyRing
 from services.shared.telemetry.logs import get_logger
 from services.shared.versions.read import digest_of
 from services.shared.versions.replica import Replica
@@ -31,11 +32,12 @@ WAIT_SECONDS: Final = 10.0
 class Live:
     """One node's rows. `target` is what they should be; `fail` notes an error for reports."""
 
-    def __init__(self, store: Store, control: Control, fail: Callable[[str], None]) -> None:
+    def __init__(self, store: Store, control: Control, ring: KeyRing, fail: Callable[[str], None]) -> None:
+        self._ring = ring
         self._store = store
         self._control = control
         self._fail = fail
-        self.target = Replica()
+        self.target = Replica(self._ring)
         self.rows: dict[str, bytes] = {}
         self._digest = TableDigest()
         """Of `rows`, kept up to date row by row."""
@@ -74,7 +76,7 @@ class Live:
         """Nothing is known of what nginx holds: the next push brings everything."""
         self.rows, self._digest = {}, TableDigest()
         self.version = self.content = ""
-        self.target = Replica()
+        self.target = Replica(self._ring)
         self.behind, self.deferred = set(), {}
 
     # --- what could follow

@@ -11,6 +11,7 @@ import msgspec
 
 from services.applier.agent import Agent, Phases
 from services.applier.health import Health
+from services.applier.keys import Keys
 from services.applier.nginx import package_version
 from services.applier.options import ApplierOptions
 from services.applier.report import node_report, send_applied, send_report
@@ -63,7 +64,14 @@ class Applier:
         """Versions from the bus, once there is one. Everything else goes on without it."""
         async with self._bus:
             await self._bus.ensure()
-            await self._follow()
+            keys = Keys(
+                self._bus, self._options.node, self._options.group, self._options.directory, self._agent.ring, changed=self._retry_now
+            )
+            await lifecycle.until(asyncio.Event(), self._follow(), keys.introduce(), keys.receive())
+
+    def _retry_now(self) -> None:
+        """Sealing keys have come: a version that waits for them may be had."""
+        self._retry_at, self._retry_seconds = 0.0, FIRST_RETRY_SECONDS
 
     async def _follow(self) -> None:
         subject = subjects.config_subject(self._options.group)

@@ -86,7 +86,9 @@ class Barrier:
         `row_keys`: only these rows' deferral counts; None: any.
         """
         self.reports.clear()
-        lacking = lacks(goal, self._expected, self.reports, row_keys)
+        revoked = await self._revoked()
+        expected = [n for n in self._expected if subjects.token(n) not in revoked]
+        lacking = lacks(goal, expected, self.reports, row_keys)
         changes = self._bus.watch(subjects.NODES_BUCKET)
         caught_up = False
         try:
@@ -98,11 +100,11 @@ class Barrier:
                         self.reports = {n: r for n, r in self.reports.items() if subjects.token(n) != change.key and n != change.key}
                     else:
                         report = decode_node_report(change.value)
-                        if report.group == self._group:
+                        if report.group == self._group and subjects.token(report.node) not in revoked:
                             self.reports[report.node] = report
                     if not caught_up:
                         continue
-                    lacking = lacks(goal, self._expected, self.reports, row_keys)
+                    lacking = lacks(goal, expected, self.reports, row_keys)
                     self._watching(Step.NODES, lacking)
                     if not lacking or any(lack.final for lack in lacking):
                         break
@@ -113,6 +115,12 @@ class Barrier:
             if close is not None:
                 await close()
         return lacking
+
+    async def _revoked(self) -> frozenset[str]:
+        """Keys of nodes that were shut out: nothing can be live there."""
+        with contextlib.suppress(BusUnavailable):
+            return frozenset(await self._bus.entries(subjects.REVOKED_BUCKET))
+        return frozenset()
 
     async def _ask(self, step: Step, subject: str, question: Struct, answer: type[T], each_seconds: float) -> T:
         """Ask until somebody answers or time is up."""

@@ -73,6 +73,16 @@ def bus(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+seal_keys = click.option(
+    "--seal-keys",
+    envvar="SLUICE_SEAL_KEYS",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="The directory of the sealing keys (`sluice keys create` makes them).",
+)
+
+
 def path(**more: Any) -> click.Path:
     """A path argument, as a Path."""
     return click.Path(path_type=Path, **more)

@@ -24,7 +24,7 @@ def ask(state: StateDirectory, question: Callable[[Bus, Up], Awaitable[T]]) -> T
     up = require_up(state)
 
     async def run() -> T:
-        bus = JetStreamBus(up.nats, name="sluice")
+        bus = JetStreamBus(state.bus(up.nats, "command"), name="sluice")
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await bus.__aenter__()

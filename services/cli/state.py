@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from services.cli.errors import Stop
+from services.shared.bus.address import BusAddress
 
 SYSTEM_STATE: Final = Path("/var/lib/sluice")
 
@@ -71,6 +72,23 @@ class StateDirectory:
     @property
     def nats(self) -> Path:
         return self.root / "nats"
+
+    @property
+    def credentials(self) -> Path:
+        return self.nats / "creds"
+
+    def credential(self, who: str) -> Path:
+        """The NATS credentials file of a node, or of `watcher`, `compiler`, `webhook`, `command`."""
+        return self.credentials / f"{who}.creds"
+
+    def bus(self, url: str, who: str) -> BusAddress:
+        """How to come to the embedded server as somebody."""
+        return BusAddress(url=url, credentials=self.credential(who), ca=self.nats / "ca.crt")
+
+    @property
+    def seal(self) -> Path:
+        """The sealing keys; only the watcher and the compiler read them."""
+        return self.root / "seal"
 
     @property
     def webhook(self) -> Path:

@@ -29,6 +29,8 @@ class Status(Struct, frozen=True, kw_only=True):
     nodes: tuple[NodeReport, ...]
     missing: tuple[str, ...]
     """Expected nodes that do not report."""
+    revoked: tuple[str, ...] = ()
+    """Nodes that were shut out of the bus."""
     watchers: tuple[WatcherReport, ...]
     verdicts: tuple[Verdict, ...]
     """Objects with problems."""
@@ -52,7 +54,9 @@ async def _gather(bus: Bus, up: Up) -> Status:
     nodes = sorted((n for n in nodes if n.group == up.group), key=lambda n: n.node)
     watchers = [decode_watcher_report(v) for v in (await bus.entries(subjects.WATCHERS_BUCKET)).values()]
     verdicts = [msgspec.json.decode(v, type=Verdict) for v in (await bus.entries(subjects.VERDICTS_BUCKET)).values()]
-    missing = tuple(sorted({n.name for n in up.nodes} - {n.node for n in nodes}))
+    shut_out = {subjects.untoken(key) for key in await bus.entries(subjects.REVOKED_BUCKET)}
+    missing = tuple(sorted({n.name for n in up.nodes} - {n.node for n in nodes} - shut_out))
+    nodes = [n for n in nodes if n.node not in shut_out]
     manifest = newest[0] if newest else None
     done = manifest is not None and all((n.epoch, n.number) == (manifest.epoch, manifest.number) and not n.deferred_count for n in nodes)
     return Status(
@@ -63,6 +67,7 @@ async def _gather(bus: Bus, up: Up) -> Status:
         converged=done and not missing,
         nodes=tuple(nodes),
         missing=missing,
+        revoked=tuple(sorted(shut_out)),
         watchers=tuple(sorted(watchers, key=lambda w: w.watcher)),
         verdicts=tuple(sorted(verdicts, key=lambda v: (v.kind, v.namespace, v.name))),
     )
@@ -78,6 +83,7 @@ def _show(status: Status) -> None:
         state = "ready" if n.ready else "not ready"
         rows.append([n.node, f"{n.epoch}.{n.number}", n.digest[:12], state, str(n.deferred_count), str(n.generation), reloads, error])
     rows += [[name, "", "", "does not report", "", "", "", ""] for name in status.missing]
+    rows += [[name, "", "", "revoked", "", "", "", ""] for name in status.revoked]
     table("Nodes", ["node", "version", "digest", "state", "deferred", "generation", "reloads", "last error"], rows)
     for n in status.nodes:
         for policy, words in sorted(n.refused.items()):

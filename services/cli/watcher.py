@@ -14,11 +14,12 @@ from services.shared.flags import Flags
 @click.command("watcher")
 @click.option("--manifests", required=True, type=options.path(exists=True, file_okay=False), help="The directory of manifests.")
 @click.option("--name", default="watcher", show_default=True, help="The key of its report.")
+@options.seal_keys
 @options.bus
 @options.flags
-def command(manifests: Path, name: str, bus: BusAddress, flags: Flags) -> None:
+def command(manifests: Path, name: str, seal_keys: Path, bus: BusAddress, flags: Flags) -> None:
     """Publish a directory of manifests on the CLUSTER stream."""
     from services.watcher.__main__ import main
     from services.watcher.options import WatcherOptions
 
-    main(WatcherOptions(manifests=manifests, name=name, bus=bus, flags=flags))
+    main(WatcherOptions(manifests=manifests, name=name, seal_keys=seal_keys, bus=bus, flags=flags))

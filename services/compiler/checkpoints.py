@@ -10,6 +10,7 @@ from typing import Final
 from services.shared.bus.port import Bus, BusError
 from services.shared.contracts.subjects import VERSIONS_KEPT, VERSIONS_STORED
 from services.shared.contracts.version import Checkpoint, Manifest
+from services.shared.sealing.ring import KeyRing
 from services.shared.telemetry.logs import get_logger
 from services.shared.versions import read, write
 
@@ -24,7 +25,8 @@ REACH: Final = VERSIONS_STORED - VERSIONS_KEPT
 class Checkpoints:
     """The newest checkpoint that versions may refer to."""
 
-    def __init__(self, bus: Bus, group: str) -> None:
+    def __init__(self, bus: Bus, group: str, ring: KeyRing) -> None:
+        self._ring = ring
         self._bus = bus
         self._group = group
         self.newest: Checkpoint | None = None
@@ -59,7 +61,7 @@ class Checkpoints:
 
     async def write_now(self, number: int, rows: Mapping[str, bytes], tables_digest: str) -> Checkpoint:
         """For a version that does not travel inline. `blobs` is held. Raises what the bus raises."""
-        checkpoint = await write.write_checkpoint(self._bus, number, rows, tables_digest)
+        checkpoint = await write.write_checkpoint(self._bus, number, rows, tables_digest, self._ring)
         self.use(checkpoint.shards)
         return checkpoint
 
@@ -71,7 +73,7 @@ class Checkpoints:
 
     async def _write_later(self, manifest: Manifest, rows: Mapping[str, bytes]) -> None:
         try:
-            checkpoint = await write.write_checkpoint(self._bus, manifest.number, rows, manifest.tables_digest)
+            checkpoint = await write.write_checkpoint(self._bus, manifest.number, rows, manifest.tables_digest, self._ring)
             self.use(checkpoint.shards)
             self._take(checkpoint)
             await self._collect()

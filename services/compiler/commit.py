@@ -31,6 +31,7 @@ from services.shared.contracts.version import (
     encode_manifest,
     version_digest,
 )
+from services.shared.sealing.ring import KeyRing
 from services.shared.telemetry.logs import get_logger
 from services.shared.versions import read
 from services.shared.versions.replica import NOTHING
@@ -66,11 +67,14 @@ class _Draft(Struct, frozen=True):
 class Committer:
     """Moves the head of one group. One task at a time commits."""
 
-    def __init__(self, bus: Bus, group: str) -> None:
+    def __init__(self, bus: Bus, group: str, ring: KeyRing) -> None:
+        """`ring`: the group's keys; they may be replaced at any time, see `seal_anew`."""
         self._bus = bus
         self._group = group
-        self.checkpoints = Checkpoints(bus, group)
-        self._head = Head(bus, group, self.checkpoints)
+        self._ring = ring
+        self.checkpoints = Checkpoints(bus, group, ring)
+        self._head = Head(bus, group, self.checkpoints, ring)
+        self._seal_anew = False
         self._stepwise = False
         """Whether the last Change's rows are the head's, so that its successor's upserts are enough."""
         self._settled = False
@@ -92,7 +96,7 @@ class Committer:
     @property
     def settled(self) -> bool:
         """Whether nothing needs committing while the rows do not change."""
-        return self._settled and not self._head.doubtful and not self._head.broken
+        return self._settled and not self._head.doubtful and not self._head.broken and not self._seal_anew
 
     # --- what it hears
 
@@ -119,6 +123,10 @@ class Committer:
     def distrust(self) -> None:
         """The stream of versions was lost or went back."""
         self._head.distrust()
+
+    def seal_anew(self) -> None:
+        """Another key seals now: the next version is written whole, whether its content is the head's or not."""
+        self._seal_anew = True
 
     def another_engine(self) -> None:
         """The next Change does not follow the last one, which may be on its way."""
@@ -150,7 +158,7 @@ class Committer:
         """A version with the content of an old one, pinned. Raises Unreadable, and what the bus raises."""
         manifests = await read.stored(self._bus, self._group)
         old = read.find(manifests, number)
-        rows = await read.rows_of(self._bus, old, manifests)
+        rows = await read.rows_of(self._bus, old, manifests, self._ring)
         bundle = await read.bundle_of(self._bus, old)
         covers = self.head.covers if self.head else 0
         change = Change(rows=rows, upsert={}, delete=(), bundle=bundle, covers=covers, note=f"rollback to {number}")
@@ -190,7 +198,7 @@ class Committer:
                     return tried, True  # it was stored, only the acknowledgement was lost
                 content, number, steps = change, pinned or 0, stepwise and not moved
                 if pinned is None and self.pinned:
-                    if self._head.pin is None or self._head.pin_stands:
+                    if self._head.pin is None or (self._head.pin_stands and not self._seal_anew):
                         return None, False
                     content, number, steps = _of_pin(self._head.pin.number, self._head.pin.rows, self._head.pin.bundle, change.covers)
                 elif pinned is None and await self._yields(change, moved):
@@ -201,6 +209,7 @@ class Committer:
                         return None, True
                     tried = draft.manifest
                     sequence = await self._publish(tried)
+                self._seal_anew = self._seal_anew and tried.delta is not None
                 self._head.moved(tried, sequence, content.rows, draft.tables, content.bundle)
                 return tried, True
             except Conflict:
@@ -246,14 +255,15 @@ class Committer:
             tables.add(key, row)
         policies, policy_digest = self._encode(change.bundle)
         content = version_digest(policy_digest, tables.hex)
-        if head is not None and not broken and content == head.digest and pinned == head.pinned:
+        anew = self._seal_anew
+        if head is not None and not broken and not anew and content == head.digest and pinned == head.pinned:
             return None
         id = self._head.next_id
         self.checkpoints.use([policy_digest])
         if head is None or broken or policy_digest != head.policy_digest:
             await self._bus.put_blob(policies)
         size = sum(len(k) + len(v) + 8 for k, v in upsert.items()) + sum(map(len, delete))
-        inline = not broken and size <= inline_bytes and self.checkpoints.carries(id.number)
+        inline = not broken and not anew and size <= inline_bytes and self.checkpoints.carries(id.number)
         checkpoint = self.checkpoints.newest if inline else await self.checkpoints.write_now(id.number, change.rows, tables.hex)
         manifest = Manifest(
             group=self._group,
@@ -265,7 +275,7 @@ class Committer:
             rows=tables.rows,
             row_bytes=tables.row_bytes,
             parent=head.digest if head is not None and self._head.known else "",
-            delta=read.as_delta(upsert, delete) if inline else None,
+            delta=read.as_delta(upsert, delete, self._ring) if inline else None,
             checkpoint=checkpoint,
             covers=change.covers,
             causes=tuple(change.causes[:CAUSES_SHOWN]),
@@ -274,7 +284,7 @@ class Committer:
             compiled_at=change.compiled_at,
             committed_at=time.time(),
             trace=change.trace,
-            note=_note(change.note, broken if self._head.seen > NOTHING else ""),
+            note=_note(change.note, broken if self._head.seen > NOTHING else "", anew),
         )
         return _Draft(manifest, tables)
 
@@ -290,5 +300,5 @@ def _of_pin(number: int, rows: dict[str, bytes], bundle: PolicyBundle, covers: i
     return change, number, False
 
 
-def _note(said: str, broken: str) -> str:
-    return "; ".join(filter(None, [said, f"epoch raised: {broken}" if broken else ""]))
+def _note(said: str, broken: str, anew: bool) -> str:
+    return "; ".join(filter(None, [said, f"epoch raised: {broken}" if broken else "", "sealed anew" if anew else ""]))

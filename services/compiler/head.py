@@ -10,6 +10,7 @@ from services.compiler.checkpoints import Checkpoints
 from services.shared.bus.port import Bus
 from services.shared.contracts.subjects import CONFIG_STREAM, config_subject
 from services.shared.contracts.version import Manifest, PolicyBundle, TableDigest, VersionId
+from services.shared.sealing.ring import KeyRing
 from services.shared.telemetry.logs import get_logger
 from services.shared.versions import read
 from services.shared.versions.replica import NOTHING, Replica
@@ -31,7 +32,8 @@ class Pin(Struct, frozen=True):
 class Head:
     """Taken from the stream when there is doubt, moved by what is committed here."""
 
-    def __init__(self, bus: Bus, group: str, checkpoints: Checkpoints) -> None:
+    def __init__(self, bus: Bus, group: str, checkpoints: Checkpoints, ring: KeyRing) -> None:
+        self._ring = ring
         self._bus = bus
         self._group = group
         self._checkpoints = checkpoints
@@ -39,7 +41,7 @@ class Head:
         """Another object whenever it is another version."""
         self.sequence = 0
         """In the stream; 0: there is none."""
-        self.held = Replica()
+        self.held = Replica(self._ring)
         """The manifest's rows."""
         self.known = False
         """Whether `held` really are they; otherwise the next version is written whole, in a new epoch."""
@@ -138,7 +140,7 @@ class Head:
     def moved(self, manifest: Manifest, sequence: int, rows: dict[str, bytes], tables: TableDigest, bundle: PolicyBundle) -> None:
         """A version was committed here. `rows` are not kept by reference."""
         if manifest.delta is None or self.held.inline(manifest) is None:
-            self.held = Replica(manifest.id, manifest.digest, dict(rows), tables)
+            self.held = Replica(self._ring, manifest.id, manifest.digest, dict(rows), tables)
         self.manifest, self.sequence, self.known = manifest, sequence, True
         self._noted = max(self._noted, sequence)
         self.seen = max(self.seen, manifest.id)
@@ -148,13 +150,13 @@ class Head:
     def _lose(self) -> None:
         if self.manifest is not None:
             log.warning("the versions are gone; a new epoch begins", last=self.manifest.id)
-        self.manifest, self.held, self.known = None, Replica(), False
+        self.manifest, self.held, self.known = None, Replica(self._ring), False
         self._checkpoints.adopt(None, same_history=False)
 
     async def _skip_garbage(self) -> None:
         """The newest message is no version: what follows it begins anew."""
         manifests = await read.stored(self._bus, self._group)
-        self.manifest, self.held, self.known = (manifests[-1] if manifests else None), Replica(), False
+        self.manifest, self.held, self.known = (manifests[-1] if manifests else None), Replica(self._ring), False
         self.seen = max([self.seen, *(m.id for m in manifests)])
         self._checkpoints.adopt(None, same_history=False)
 
@@ -176,11 +178,11 @@ class Head:
         self.known = False
         self._checkpoints.adopt(manifest.checkpoint, same_history=False)
         try:
-            rows = await read.rows_of(self._bus, manifest, await read.stored(self._bus, self._group))
+            rows = await read.rows_of(self._bus, manifest, await read.stored(self._bus, self._group), self._ring)
         except read.Unreadable as error:
             self._cannot_read(manifest, error)
             return
-        self.held = Replica(manifest.id, manifest.digest, rows)
+        self.held = Replica(self._ring, manifest.id, manifest.digest, rows)
         self.known = True
 
     async def _adopt_pin(self, manifest: Manifest) -> None:
@@ -194,7 +196,7 @@ class Head:
 
     def _cannot_read(self, manifest: Manifest, error: read.Unreadable) -> None:
         log.warning("the head cannot be read; the next version is written whole", head=manifest.id, error=error)
-        self.held, self.known = Replica(), False
+        self.held, self.known = Replica(self._ring), False
 
 
 def same(a: Manifest | None, b: Manifest) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import msgspec
 from msgspec import Struct
@@ -14,6 +15,7 @@ from services.compiler.answer import Answers
 from services.compiler.commit import Change, Committer
 from services.compiler.engine import Engine, Output
 from services.compiler.hold import quiet
+from services.compiler.keys import Keys
 from services.compiler.state import State
 from services.compiler.verdicts import Verdicts
 from services.shared.bus.address import BusAddress
@@ -23,6 +25,8 @@ from services.shared.contracts.delta import Delta, SyncMark, decode_delta, decod
 from services.shared.contracts.report import decode_node_report
 from services.shared.contracts.version import Cause, VersionId
 from services.shared.flags import Flags
+from services.shared.sealing.material import open_delta
+from services.shared.sealing.ring import CannotOpen
 from services.shared.telemetry import lifecycle, tracing
 from services.shared.telemetry.logs import get_logger
 
@@ -44,6 +48,8 @@ class CompilerOptions(Struct, frozen=True, kw_only=True):
     """What a compiler can be told."""
 
     bus: BusAddress = BusAddress()
+    seal_keys: Path
+    """The directory of `keys.json`: what Secrets and rows are sealed with."""
     group: str = "default"
     flags: Flags = Flags()
     any_address: bool = True
@@ -62,9 +68,12 @@ class Compiler:
     def __init__(self, bus: Bus, options: CompilerOptions) -> None:
         self._bus = bus
         self._options = options
-        self._state = State(self._new_engine(), Committer(bus, options.group))
+        self._keys = Keys(bus, options.group, options.seal_keys)
+        self._state = State(self._new_engine(), Committer(bus, options.group, self._keys.group))
         self._verdicts = Verdicts(bus)
         self._inbox: list[_Waiting] = []
+        self._locked: dict[str, Message] = {}
+        """Subject -> a Secret whose key is not here yet."""
         self._mark: SyncMark | None = None
         self._received = 0
         """The last CLUSTER sequence that arrived."""
@@ -84,7 +93,7 @@ class Compiler:
         try:
             if not stop.is_set():
                 work = (self._follow(), self._follow_versions(), self._watch_nodes(), self._audit(), self._work())
-                await lifecycle.until(stop, *work)
+                await lifecycle.until(stop, *work, self._keys.follow_file(self._unlock, self._seal_anew), *self._keys.handing_out())
         finally:
             for end in self._serving:
                 await end()
@@ -123,11 +132,24 @@ class Compiler:
             if message.subject == subjects.SYNC_SUBJECT:
                 self._mark = decode_sync_mark(message.payload)
             else:
-                delta = decode_delta(message.payload)
+                delta = open_delta(decode_delta(message.payload), self._keys.cluster)
+                self._locked.pop(message.subject, None)
                 self._mark = None  # it described the world before this delta; the next mark is on its way
                 self._inbox.append(_Waiting(delta, message.sequence, message.headers.get(tracing.HEADER, "")))
+        except CannotOpen as error:
+            self._locked[message.subject] = message
+            log.error("a Secret could not be opened; its last form stays", subject=message.subject, error=error)
         except UNREADABLE as error:
             log.error("a delta could not be read", subject=message.subject, error=error)
+        self._wake.set()
+
+    def _unlock(self) -> None:
+        """Keys have come: they may open what waits for them."""
+        for message in list(self._locked.values()):
+            self._take(message)
+
+    def _seal_anew(self) -> None:
+        self._state.committer.seal_anew()
         self._wake.set()
 
     def _forget(self, reason: str) -> None:
@@ -140,6 +162,7 @@ class Compiler:
         state.committer.another_engine()
         self._verdicts.distrust()
         self._inbox.clear()
+        self._locked.clear()
         self._mark = None
         self._received = 0
         self._suspect.set()

@@ -16,6 +16,8 @@ class WatcherOptions(Struct, frozen=True, kw_only=True):
 
     manifests: Path
     """The directory of manifests."""
+    seal_keys: Path
+    """The directory of `keys.json`: what Secrets are sealed with."""
     bus: BusAddress = BusAddress()
     name: str = "watcher"
     """The key of its report; distinct for each watcher."""

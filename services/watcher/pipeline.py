@@ -9,6 +9,7 @@ from collections.abc import Collection
 from services.shared.bus.port import Bus
 from services.shared.contracts import subjects
 from services.shared.contracts.problem import Problem
+from services.shared.sealing.keyfile import KeyFile
 from services.shared.telemetry.logs import get_logger
 from services.watcher.options import WatcherOptions
 from services.watcher.publish import Publisher, StreamWentBack
@@ -27,7 +28,8 @@ class Pipeline:
         self._bus = bus
         self._source = ManifestSource(options.manifests)
         self._selection = Selection(options.flags)
-        self._publisher = Publisher(bus, max_delta_bytes=options.max_delta_bytes)
+        self._keys = KeyFile(options.seal_keys)
+        self._publisher = Publisher(bus, self._keys.ring, max_delta_bytes=options.max_delta_bytes)
         self._stale = False
         self._leading = True
 
@@ -59,6 +61,7 @@ class Pipeline:
         Returns after how many seconds to look again at what was in the middle of a change; 0: nothing was. `observed_at` is when an event
         told of the change, unix seconds. Raises BusUnavailable: what was found is kept and goes with the next round.
         """
+        self._keys.refresh()
         if self._stale and self._leading:
             await self._bus.ensure()
             await self._publisher.read()

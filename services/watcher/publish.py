@@ -23,6 +23,8 @@ from services.shared.contracts import subjects
 from services.shared.contracts.delta import Delta, KindState, SyncMark, decode_delta, decode_sync_mark, encode_delta, object_digest
 from services.shared.contracts.objects import KINDS, AnyObject, Key
 from services.shared.contracts.problem import Problem, Reason
+from services.shared.sealing.material import open_delta, seal_delta
+from services.shared.sealing.ring import CannotOpen, CannotSeal, KeyRing
 from services.shared.telemetry.logs import get_logger
 from services.watcher.changes import ObjectChanges
 from services.watcher.tracing import ChangeTrace
@@ -68,8 +70,11 @@ class _Pending(Struct, kw_only=True):
 class Publisher:
     """See the module. The caller holds one lock around all of it."""
 
-    def __init__(self, bus: Store, *, max_delta_bytes: int = MAX_DELTA_BYTES) -> None:
+    def __init__(self, bus: Store, ring: KeyRing, *, max_delta_bytes: int = MAX_DELTA_BYTES) -> None:
+        """`ring`: what Secrets are sealed with; its keys may be replaced at any time."""
         self._bus = bus
+        self._ring = ring
+        self._sealing = ring.current
         self._max_delta_bytes = max_delta_bytes
         self._wanted: dict[Key, AnyObject] = {}
         self._stored: dict[Key, int] = {}
@@ -114,7 +119,7 @@ class Publisher:
         self._sent_meanwhile = sent
         try:
             messages = await self._history()
-            decoded = await _decode(messages)
+            decoded = await _decode(messages, self._ring)
             async with lock:
                 await self._absorb(messages, decoded, keep=sent)
         finally:
@@ -127,7 +132,7 @@ class Publisher:
         self, messages: list[Message], decoded: _Decoded | None = None, *, keep: Collection[Key] = frozenset()
     ) -> dict[Key, AnyObject]:
         """Take over what the stream holds, except for the objects in `keep`."""
-        decoded = decoded or await _decode(messages)
+        decoded = decoded or await _decode(messages, self._ring)
         kept = {key: self._stored[key] for key in keep if key in self._stored}
         self._unsure = (self._unsure & set(keep)) | (decoded.unreadable - set(keep))
         self._stored, self._sums, self._counts = {}, dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0)
@@ -170,6 +175,7 @@ class Publisher:
 
         Raises BusUnavailable (call again) and StreamWentBack (`read`, then call again).
         """
+        self._seal_anew()
         while True:
             outgoing = [o for key in sorted(self._pending, key=self._order) if (o := self._compare(key))]
             try:
@@ -181,6 +187,18 @@ class Publisher:
                 await self._publish([self._mark()])
                 self._marked = True
             return
+
+    def _seal_anew(self) -> None:
+        """Another key seals now: the stream's Secrets are sealed with it."""
+        if self._ring.current == self._sealing:
+            return
+        self._sealing = self._ring.current
+        log.info("sealing Secrets anew", key=self._sealing)
+        now = time.time()
+        for key in self._wanted:
+            if key.kind == "Secret":
+                self._unsure.add(key)
+                self._pending.setdefault(key, _Pending(observed_at=now))
 
     def _order(self, key: Key) -> tuple[int, int, Key]:
         """First what is referenced, then what refers to it; deletions last and the other way round."""
@@ -195,7 +213,11 @@ class Publisher:
         if digest == stored and key not in self._unsure:
             del self._pending[key]
             return None
-        payload = self._encode(key, obj)
+        try:
+            payload = self._encode(key, obj)
+        except CannotSeal as error:
+            self._refused[key] = Problem(reason=Reason.INVALID_OBJECT, field="data", message=f"is not published: {error}", object=str(key))
+            return None
         if len(payload) > self._max_delta_bytes:
             self._refused[key] = _too_large(key, len(payload), self._max_delta_bytes)
             del self._pending[key]
@@ -205,20 +227,19 @@ class Publisher:
         return _Outgoing(key=key, message=wire, before=stored, after=digest)
 
     def _encode(self, key: Key, obj: AnyObject | None) -> bytes:
-        return encode_delta(
-            Delta(
-                op="delete" if obj is None else "upsert",
-                kind=key.kind,
-                namespace=key.namespace,
-                name=key.name,
-                epoch=self.epoch,
-                uid=obj.metadata.uid if obj is not None else "",
-                resource_version=obj.metadata.resource_version if obj is not None else "",
-                object=obj,
-                observed_at=self._pending[key].observed_at,
-                published_at=time.time(),
-            )
+        delta = Delta(
+            op="delete" if obj is None else "upsert",
+            kind=key.kind,
+            namespace=key.namespace,
+            name=key.name,
+            epoch=self.epoch,
+            uid=obj.metadata.uid if obj is not None else "",
+            resource_version=obj.metadata.resource_version if obj is not None else "",
+            object=obj,
+            observed_at=self._pending[key].observed_at,
+            published_at=time.time(),
         )
+        return encode_delta(seal_delta(delta, self._ring))
 
     async def _send(self, batch: list[_Outgoing], *, last: bool) -> None:
         """One pipeline; the mark rides at the end of the last one."""
@@ -282,7 +303,7 @@ class _Decoded(Struct, kw_only=True):
     """The highest."""
 
 
-async def _decode(messages: list[Message]) -> _Decoded:
+async def _decode(messages: list[Message], ring: KeyRing) -> _Decoded:
     """In slices, so that heartbeats and answers go on meanwhile."""
     found = _Decoded()
     for number, message in enumerate(messages):
@@ -292,9 +313,9 @@ async def _decode(messages: list[Message]) -> _Decoded:
             found.epoch = max(found.epoch, _epoch_of_mark(message))
             continue
         try:
-            delta = decode_delta(message.payload)
-        except (msgspec.MsgspecError, RecursionError):
-            log.warning("a message in the stream is not a delta", subject=message.subject)
+            delta = open_delta(decode_delta(message.payload), ring)
+        except (msgspec.MsgspecError, RecursionError, CannotOpen) as error:
+            log.warning("a message in the stream is not a delta, or cannot be opened", subject=message.subject, error=error)
             if (key := _key_of_subject(message.subject)) is not None:
                 found.unreadable.add(key)
             continue

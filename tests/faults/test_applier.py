@@ -18,6 +18,7 @@ import pytest
 
 from services.compiler.commit import Change, Committer
 from services.compiler.engine import Engine
+from services.compiler.keys import Keys
 from services.shared.bus.jetstream import JetStreamBus
 from services.shared.contracts.report import NodeReport, decode_node_report
 from services.shared.contracts.subjects import CONFIG_STREAM, NODES_BUCKET, config_subject
@@ -27,6 +28,7 @@ from tests.support.backends import backends
 from tests.support.compiling import CLASS, upsert
 from tests.support.nats import NatsServer, free_port
 from tests.support.objects import ingress, service
+from tests.support.sealing import handing_out
 from tests.support.up import ROOT, get
 
 pytestmark = [pytest.mark.nats, pytest.mark.nginx]
@@ -37,13 +39,13 @@ NEW_POLICY = {"proxy-read-timeout": "77"}
 class Rig:
     """One applier process, a bus, and a compiler's core in this process."""
 
-    def __init__(self, directory: Path, server: NatsServer, bus: JetStreamBus, port: int) -> None:
+    def __init__(self, directory: Path, server: NatsServer, bus: JetStreamBus, keys: Keys, port: int) -> None:
         self.directory = directory / "node"
         self.server = server
         self.bus = bus
         self.http, self.https, self.health = free_port(), free_port(), free_port()
         self.engine = Engine(Flags())
-        self.committer = Committer(bus, "default")
+        self.committer = Committer(bus, "default", keys.group)
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self._log = (directory / "applier.log").open("ab")
@@ -116,12 +118,13 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     with backends("web") as ports:
         async with NatsServer(tmp_path / "nats") as server, JetStreamBus(server.url, name="test") as bus:
             await bus.ensure()
-            made = Rig(tmp_path, server, bus, ports["web"])
-            await made.committer.start()
-            try:
-                yield made
-            finally:
-                await made.close()
+            async with handing_out(bus, tmp_path / "seal") as keys:
+                made = Rig(tmp_path, server, bus, keys, ports["web"])
+                await made.committer.start()
+                try:
+                    yield made
+                finally:
+                    await made.close()
 
 
 async def _running(rig: Rig) -> Manifest:

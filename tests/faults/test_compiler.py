@@ -38,6 +38,7 @@ from tests.support.cluster import Cluster
 from tests.support.compiling import CLASS, engine_of, small_world
 from tests.support.nats import NatsServer
 from tests.support.objects import ingress, service
+from tests.support.sealing import key_directory
 from tests.support.versions import GROUP, content_of
 
 pytestmark = pytest.mark.nats
@@ -49,7 +50,8 @@ DEADLINE_SECONDS = 30
 class Rig:
     """A server, a connection, a cluster to publish, and compilers that are started and stopped."""
 
-    def __init__(self, server: NatsServer, bus: JetStreamBus) -> None:
+    def __init__(self, server: NatsServer, bus: JetStreamBus, directory: Path) -> None:
+        self.seal = key_directory(directory)
         self.server = server
         self.bus = bus
         self.cluster = Cluster(bus)
@@ -61,7 +63,7 @@ class Rig:
 
         async def run() -> None:
             async with JetStreamBus(self.server.url, name="compiler") as bus:
-                await serve(bus, CompilerOptions(group=GROUP), stop)
+                await serve(bus, CompilerOptions(group=GROUP, seal_keys=self.seal), stop)
 
         self._running.append((stop, asyncio.create_task(run())))
 
@@ -129,7 +131,7 @@ class Rig:
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     async with NatsServer(tmp_path / "nats") as server, JetStreamBus(server.url, name="test") as bus:
         await bus.ensure()
-        made = Rig(server, bus)
+        made = Rig(server, bus, tmp_path / "seal")
         try:
             yield made
         finally:

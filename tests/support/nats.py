@@ -21,11 +21,13 @@ def free_port() -> int:
 class NatsServer:
     """Use as an async context manager; `url` is where it listens, also after a restart."""
 
-    def __init__(self, directory: Path, *, max_payload: int = 8 * 1024 * 1024) -> None:
+    def __init__(self, directory: Path, *, max_payload: int = 8 * 1024 * 1024, more: str = "") -> None:
+        """`more`: further lines of its configuration."""
         self.directory = directory
         self.port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
         self._max_payload = max_payload
+        self._more = more
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -38,6 +40,7 @@ class NatsServer:
         conf.write_text(
             f'listen: "127.0.0.1:{self.port}"\nmax_payload: {self._max_payload}\n'
             f'jetstream {{ store_dir: "{self.store}", max_memory_store: 256MB, max_file_store: 4GB }}\n'
+            f"{self._more}"
         )
         binary = Path(sys.executable).with_name("nats-server")
         with (self.directory / "nats.log").open("ab") as log:

@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,16 @@ class SluiceUp:
         """One `sluice` command against this state directory."""
         command = [sys.executable, "-m", "services.cli", *arguments, "--state", str(self.state)]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+
+    def json(self, *arguments: str) -> Any:
+        """What a command prints with --json."""
+        return json.loads(self.run(*arguments, "--json").stdout)
+
+    def until(self, true: Callable[[], bool], timeout: float = 30) -> None:
+        deadline = time.monotonic() + timeout
+        while not true():
+            assert time.monotonic() < deadline, "it does not come true"
+            time.sleep(0.05)
 
     def wait(self, *arguments: str) -> None:
         done = self.run("wait", *arguments)

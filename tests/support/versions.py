@@ -8,6 +8,7 @@ from services.compiler.commit import Change, Committer
 from services.shared.bus.port import Bus
 from services.shared.contracts.version import Cause, Manifest, Policy, PolicyBundle, policy_hash
 from services.shared.versions import read
+from tests.support.sealing import ring
 
 GROUP = "default"
 
@@ -47,7 +48,7 @@ class Content:
 
 
 async def committer_on(bus: Bus) -> Committer:
-    made = Committer(bus, GROUP)
+    made = Committer(bus, GROUP, ring())
     await made.start()
     return made
 
@@ -55,4 +56,4 @@ async def committer_on(bus: Bus) -> Committer:
 async def content_of(bus: Bus, manifest: Manifest) -> dict[str, bytes]:
     """What a node that comes late makes of a version."""
     await read.bundle_of(bus, manifest)
-    return await read.rows_of(bus, manifest, await read.stored(bus, GROUP))
+    return await read.rows_of(bus, manifest, await read.stored(bus, GROUP), ring())

@@ -20,6 +20,7 @@ from services.shared.contracts.report import WatcherReport, decode_watcher_repor
 from services.watcher.__main__ import WatcherOptions, serve
 from tests.support.manifests import ingress, secret, service, several
 from tests.support.nats import NatsServer
+from tests.support.sealing import key_directory
 
 pytestmark = pytest.mark.nats
 
@@ -44,7 +45,9 @@ class Cell:
         """A watcher that has answered once."""
         stop = asyncio.Event()
         async with JetStreamBus(self.server.url, name="watcher") as bus:
-            settings = msgspec.structs.replace(WatcherOptions(manifests=self.root), **options)
+            settings = msgspec.structs.replace(
+                WatcherOptions(seal_keys=key_directory(self.root.parent / "seal"), manifests=self.root), **options
+            )
             task = asyncio.ensure_future(serve(bus, settings, stop))
             try:
                 await until(lambda: self.answered(task))

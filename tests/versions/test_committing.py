@@ -20,6 +20,7 @@ from services.shared.contracts.subjects import CLUSTER_STREAM, CONFIG_STREAM, NO
 from services.shared.contracts.version import Manifest, VersionId
 from services.shared.versions import read, write
 from tests.support.nats import NatsServer
+from tests.support.sealing import ring
 from tests.support.versions import GROUP, Content, bundle, committer_on, content_of, row
 
 pytestmark = pytest.mark.nats
@@ -539,8 +540,8 @@ async def test_blobs_nobody_needs_go_and_those_in_use_stay(bus: FlakyBus, conten
 
 async def test_shards_that_did_not_change_are_the_same_blobs(bus: FlakyBus) -> None:
     rows = {f"key-{n}": row("x" * 200) for n in range(20_000)}
-    before = await write.write_checkpoint(bus, 1, rows, "")
-    after = await write.write_checkpoint(bus, 2, {**rows, "key-7": row("y")}, "")
+    before = await write.write_checkpoint(bus, 1, rows, "", ring())
+    after = await write.write_checkpoint(bus, 2, {**rows, "key-7": row("y")}, "", ring())
 
     assert len(before.shards) >= 16
     assert len(set(before.shards) - set(after.shards)) == 1
@@ -561,6 +562,6 @@ async def test_the_stream_is_never_asked_about_another_cluster_stream(bus: Flaky
 
 
 def test_a_committer_needs_no_bus_to_hear() -> None:
-    committer = Committer(JetStreamBus("nats://127.0.0.1:1", name="none"), GROUP)
+    committer = Committer(JetStreamBus("nats://127.0.0.1:1", name="none"), GROUP, ring())
     assert not committer.note_node(VersionId(0, 0), "")
     assert committer.note_head(1)

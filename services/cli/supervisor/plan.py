@@ -70,7 +70,6 @@ def up_file(options: UpOptions, *, ready: bool, nats_url: str, pid: int) -> Up:
 def specs(options: UpOptions, nats_binary: str, nats_url: str) -> list[Spec]:
     """In the order of starting; they wait for each other by themselves."""
     state = options.state
-    environment = {"SLUICE_NATS_URL": nats_url}
     flags = [part for setting in format_flags(options.flags) for part in ("--set-flag", setting)]
 
     def service(name: str, *arguments: str, node: str = "") -> Spec:
@@ -78,7 +77,11 @@ def specs(options: UpOptions, nats_binary: str, nats_url: str) -> list[Spec]:
             name=node or name,
             argv=(sys.executable, "-m", "services.cli", name, *arguments, *flags),
             log=state.logs / f"{node or name}.log",
-            environment=environment,
+            environment={
+                "SLUICE_NATS_URL": nats_url,
+                "SLUICE_NATS_CREDS": str(state.credential(node or name)),
+                "SLUICE_NATS_CA": str(state.nats / "ca.crt"),
+            },
             death_signal=signal.SIGKILL if name == "applier" else signal.SIGTERM,
         )
 
@@ -97,8 +100,8 @@ def specs(options: UpOptions, nats_binary: str, nats_url: str) -> list[Spec]:
     return [
         nats,
         *appliers,
-        service("compiler", "--group", GROUP),
-        service("watcher", "--manifests", str(options.manifests)),
+        service("compiler", "--group", GROUP, "--seal-keys", str(state.seal)),
+        service("watcher", "--manifests", str(options.manifests), "--seal-keys", str(state.seal)),
         service(
             "webhook",
             *("--certificate", str(state.webhook / "tls.crt"), "--key", str(state.webhook / "tls.key")),

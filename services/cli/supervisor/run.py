@@ -22,6 +22,7 @@ from services.cli.supervisor.events import Teller
 from services.cli.supervisor.plan import UpOptions
 from services.shared.bus.jetstream import JetStreamBus
 from services.shared.contracts.question import CoverAnswer
+from services.shared.natsauth.authority import BadAuthority
 from services.webhook.certificate import make_certificate
 
 GRACE_SECONDS = 8.0
@@ -101,8 +102,11 @@ class Supervisor:
             raise Stop(sentence)
 
     def _prepare(self) -> None:
-        self._url = nats.prepare(self._state)
-        make_certificate(self._state.webhook)
+        try:
+            self._url = nats.prepare(self._state, plan.node_names(self._options), plan.GROUP)
+            make_certificate(self._state.webhook)
+        except BadAuthority as error:
+            raise Stop(str(error)) from None
 
     def _write_up(self, *, ready: bool) -> None:
         self._state.write_up(plan.up_file(self._options, ready=ready, nats_url=self._url, pid=os.getpid()))
@@ -149,7 +153,7 @@ class Supervisor:
     async def _until_ready(self) -> None:
         """Everything that the source held at the start is live on every node: then up.json says so."""
         self._say("waiting", **{"for": "nats-server"})
-        async with JetStreamBus(self._url, name="up") as bus:
+        async with JetStreamBus(self._state.bus(self._url, "command"), name="up") as bus:
             await bus.ensure()
             while True:
                 goal = await self._attempt(bus)

@@ -9,9 +9,8 @@ from msgspec import Struct
 
 from services.shared.bus.port import Bus
 from services.shared.contracts.version import Cause, Policy
+from services.shared.sealing.material import is_secret
 from services.shared.versions.read import bundle_of, find, rows_of, stored
-
-SECRET_ROWS = ("c/", "f/")
 
 
 class RowChange(Struct, frozen=True, kw_only=True):
@@ -38,12 +37,12 @@ async def diff(bus: Bus, group: str, a: int, b: int) -> VersionDiff:
     """Compare versions by number (of equal numbers, the newest epoch's). Raises Unreadable."""
     manifests = await stored(bus, group)
     first, second = find(manifests, a), find(manifests, b)
-    rows_a, rows_b = await rows_of(bus, first, manifests), await rows_of(bus, second, manifests)
+    rows_a, rows_b = await rows_of(bus, first, manifests, None), await rows_of(bus, second, manifests, None)
     policies_a = {p.hash: p for p in (await bundle_of(bus, first)).policies}
     policies_b = {p.hash: p for p in (await bundle_of(bus, second)).policies}
     low, high = sorted((a, b))
     causes = {(c.kind, c.namespace, c.name): c for m in manifests if low < m.number <= high for c in m.causes}
-    keys = sorted(k for k in rows_a.keys() | rows_b.keys() if rows_a.get(k) != rows_b.get(k))
+    keys = sorted(k for k in rows_a.keys() | rows_b.keys() if _differs(k, rows_a, rows_b))
     return VersionDiff(
         before=str(first.id),
         after=str(second.id),
@@ -54,7 +53,12 @@ async def diff(bus: Bus, group: str, a: int, b: int) -> VersionDiff:
     )
 
 
+def _differs(key: str, a: dict[str, bytes], b: dict[str, bytes]) -> bool:
+    """Sealed rows are named by their content; what they are sealed with is no difference."""
+    return (key in a) != (key in b) if is_secret(key) else a.get(key) != b.get(key)
+
+
 def _shown(key: str, row: bytes | None) -> Any:
     if row is None:
         return None
-    return "<redacted>" if key.startswith(SECRET_ROWS) else msgspec.json.decode(row)
+    return "<redacted>" if is_secret(key) else msgspec.json.decode(row)

@@ -8,7 +8,8 @@ from msgspec import Struct
 
 from services.shared.bus.port import Bus
 from services.shared.contracts.version import Manifest, TableDigest, VersionId, version_digest
-from services.shared.versions.read import apply_delta, difference, digest_of, rows_of, stored
+from services.shared.sealing.ring import KeyRing
+from services.shared.versions.read import Unreadable, difference, digest_of, opened, rows_of, stored
 
 NOTHING: Final = VersionId(0, 0)
 
@@ -26,8 +27,14 @@ class Replica:
     """The rows of one version, with their digest."""
 
     def __init__(
-        self, id: VersionId = NOTHING, digest: str = "", rows: dict[str, bytes] | None = None, tables: TableDigest | None = None
+        self,
+        ring: KeyRing,
+        id: VersionId = NOTHING,
+        digest: str = "",
+        rows: dict[str, bytes] | None = None,
+        tables: TableDigest | None = None,
     ) -> None:
+        self._ring = ring
         self.id = id
         self.digest = digest
         """Of the whole version; empty: none is held."""
@@ -47,7 +54,10 @@ class Replica:
         """Move by the manifest's own delta; None where it does not fit what is held, or its digest does not come out."""
         if manifest.delta is None or manifest.parent != self.digest or not self.digest:
             return None
-        upsert = {k: bytes(raw) for k, raw in manifest.delta.upsert.items()}
+        try:
+            upsert = opened(manifest.delta.upsert, self._ring)
+        except Unreadable:
+            return None
         tables = self._tables.copy()
         touched = {*upsert, *manifest.delta.delete}
         for key in touched & self.rows.keys():
@@ -57,13 +67,15 @@ class Replica:
         if tables.hex != manifest.tables_digest or manifest.digest != version_digest(manifest.policy_digest, tables.hex):
             return None
         replaced = {k: self.rows.get(k) for k in touched}
-        apply_delta(self.rows, manifest.delta)
+        for key in manifest.delta.delete:
+            self.rows.pop(key, None)
+        self.rows.update(upsert)
         self._take(manifest, tables)
         return Move(upsert=upsert, delete=manifest.delta.delete, replaced=replaced)
 
     async def fetch(self, bus: Bus, manifest: Manifest) -> Move:
         """Move by checkpoint and deltas. Raises Unreadable, and what the bus raises; nothing has changed then."""
-        rows = await rows_of(bus, manifest, await stored(bus, manifest.group))
+        rows = await rows_of(bus, manifest, await stored(bus, manifest.group), self._ring)
         upsert, delete = difference(self.rows, rows)
         replaced = {k: self.rows.get(k) for k in (*upsert, *delete)}
         self.rows = rows

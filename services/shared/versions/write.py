@@ -11,6 +11,8 @@ import msgspec
 
 from services.shared.bus.port import Bus
 from services.shared.contracts.version import Checkpoint, Manifest
+from services.shared.sealing.material import seal_row
+from services.shared.sealing.ring import KeyRing
 
 SHARD_BYTES: Final = 256 * 1024
 """What a shard is meant to have at most; a single larger row makes a larger shard."""
@@ -29,14 +31,14 @@ def shard_count(total_bytes: int) -> int:
     return count
 
 
-async def write_checkpoint(bus: Bus, number: int, rows: Mapping[str, bytes], tables_digest: str) -> Checkpoint:
+async def write_checkpoint(bus: Bus, number: int, rows: Mapping[str, bytes], tables_digest: str, ring: KeyRing) -> Checkpoint:
     """Store all rows of version `number`; they must not change meanwhile. Raises what the bus raises.
 
     Nothing refers to the blobs before a manifest does.
     """
     shards: list[dict[str, msgspec.Raw]] = [{} for _ in range(shard_count(sum(len(k) + len(v) for k, v in rows.items())))]
     for n, (key, row) in enumerate(rows.items(), 1):
-        shards[zlib.crc32(key.encode()) % len(shards)][key] = msgspec.Raw(row)
+        shards[zlib.crc32(key.encode()) % len(shards)][key] = msgspec.Raw(seal_row(key, row, ring))
         if n % ROWS_PER_STEP == 0:
             await asyncio.sleep(0)
     digests = []

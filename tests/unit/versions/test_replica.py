@@ -10,6 +10,7 @@ from services.shared.contracts.version import Manifest, TableDigest, VersionId, 
 from services.shared.versions.read import as_delta, difference, digest_of
 from services.shared.versions.replica import Replica
 from services.shared.versions.write import SHARD_BYTES, shard_count
+from tests.support.sealing import ring
 
 BEFORE = {"a": b"1", "b": b"2"}
 AFTER = {"a": b"9", "c": b"3"}
@@ -27,7 +28,7 @@ def _version(number: int, rows: dict[str, bytes], parent: str = "", base: dict[s
         rows=tables.rows,
         row_bytes=tables.row_bytes,
         parent=parent,
-        delta=as_delta(*difference(base, rows)) if base is not None else None,
+        delta=as_delta(*difference(base, rows), ring()) if base is not None else None,
     )
 
 
@@ -36,7 +37,7 @@ SECOND = _version(2, AFTER, FIRST.digest, BEFORE)
 
 
 def _holding() -> Replica:
-    return Replica(FIRST.id, FIRST.digest, dict(BEFORE))
+    return Replica(ring(), FIRST.id, FIRST.digest, dict(BEFORE))
 
 
 def test_a_delta_that_fits_moves_and_says_what_it_replaced() -> None:
@@ -50,8 +51,8 @@ def test_a_delta_that_fits_moves_and_says_what_it_replaced() -> None:
 
 
 def test_what_does_not_fit_changes_nothing() -> None:
-    forged_row = replace(SECOND, delta=as_delta({"a": b"8", "c": b"3"}, ("b",)))
-    both = replace(SECOND, delta=as_delta({"a": b"9", "c": b"3", "b": b"2"}, ("b",)))
+    forged_row = replace(SECOND, delta=as_delta({"a": b"8", "c": b"3"}, ("b",), ring()))
+    both = replace(SECOND, delta=as_delta({"a": b"9", "c": b"3", "b": b"2"}, ("b",), ring()))
     for manifest in (
         replace(SECOND, parent="other"),
         replace(SECOND, delta=None),
@@ -67,7 +68,7 @@ def test_what_does_not_fit_changes_nothing() -> None:
 
 
 def test_who_holds_nothing_cannot_move_by_a_delta() -> None:
-    assert Replica().inline(replace(SECOND, parent="")) is None
+    assert Replica(ring()).inline(replace(SECOND, parent="")) is None
 
 
 def test_a_digest_kept_row_by_row_is_the_digest_of_all_rows_in_any_order() -> None:

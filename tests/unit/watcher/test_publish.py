@@ -19,6 +19,7 @@ from services.shared.contracts.objects import KINDS, AnyObject, ConfigMap, Ingre
 from services.shared.contracts.problem import Reason
 from services.watcher.changes import ObjectChanges
 from services.watcher.publish import Publisher, StreamWentBack
+from tests.support.sealing import ring
 
 
 class Stream:
@@ -93,7 +94,7 @@ async def publish(publisher: Publisher, changes: ObjectChanges) -> None:
 
 async def started(stream: Stream, changes: ObjectChanges) -> Publisher:
     """A publisher as it starts: it reads, then publishes a complete list."""
-    publisher = Publisher(stream)
+    publisher = Publisher(stream, ring())
     await publisher.read()
     await publish(publisher, changes)
     return publisher
@@ -141,7 +142,7 @@ async def test_nothing_is_deleted_before_the_first_list() -> None:
     stream = Stream()
     await started(stream, put(svc("a")))
 
-    await Publisher(stream).read()
+    await Publisher(stream, ring()).read()
 
     assert set(stream.world()) == {key_of(svc("a"))}
 
@@ -211,7 +212,7 @@ async def test_a_lost_stream_is_noticed_by_its_sequence_and_filled_again() -> No
 async def test_foreign_content_is_put_right_and_its_epoch_overtaken() -> None:
     stream = Stream()
     publisher = await started(stream, put(svc("a")))
-    other = Publisher(stream)
+    other = Publisher(stream, ring())
     await other.read()
     other.want(put(svc("a", "other"), svc("z")), observed_at=1.0)
     await other.flush()
@@ -227,8 +228,8 @@ async def test_foreign_content_is_put_right_and_its_epoch_overtaken() -> None:
 async def test_what_is_published_while_the_stream_is_verified_counts() -> None:
     stream = Stream()
     publisher = await started(stream, put(svc("a"), svc("b"), svc("c")))
-    await Publisher(stream).read()
-    foreign = Publisher(stream)
+    await Publisher(stream, ring()).read()
+    foreign = Publisher(stream, ring())
     await foreign.read()
     foreign.want(put(svc("a", "foreign"), svc("b"), svc("c")), observed_at=1.0)
     await foreign.flush()
@@ -259,7 +260,7 @@ async def test_junk_in_the_stream_is_replaced() -> None:
 
 async def test_an_object_too_large_is_refused_with_a_problem_and_the_rest_goes_on() -> None:
     stream = Stream()
-    publisher = Publisher(stream, max_delta_bytes=2_000)
+    publisher = Publisher(stream, ring(), max_delta_bytes=2_000)
     await publisher.read()
     big = ConfigMap(metadata=Metadata(name="big", namespace="default"), data={"a": "x" * 3_000})
     small = msgspec.structs.replace(big, data={"a": "x"})

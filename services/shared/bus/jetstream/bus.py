@@ -11,6 +11,7 @@ from typing import Final, Protocol, Self
 import nats.errors
 import nats.js.errors
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.js import api
 
 from services.shared.bus.address import BusAddress
@@ -38,10 +39,11 @@ class JetStreamBus(Bus):
 
     def __init__(self, address: BusAddress | str, *, name: str) -> None:
         address = BusAddress(url=address) if isinstance(address, str) else address
-        self._connection = Connection(address, name=name, reconnected=self._recheck)
+        self._connection = Connection(address, name=name, reconnected=self._recheck, reopened=self._serve_again)
         self._replicas = address.replicas
         self._followers: set[Rechecked] = set()
         self._handlers: set[asyncio.Task[None]] = set()
+        self._served: list[_Served] = []
 
     async def __aenter__(self) -> Self:
         await self._connection.open()
@@ -247,15 +249,39 @@ class JetStreamBus(Bus):
             self._handlers.add(task)
             task.add_done_callback(self._handlers.discard)
 
+        served = _Served(subject, queue, accept)
         with mapped():
-            subscription = await self._connection.client.subscribe(subject, queue=queue, cb=accept)
-            await self._connection.client.flush()
+            await served.subscribe(self._connection)
+        self._served.append(served)
 
         async def stop() -> None:
-            with contextlib.suppress(nats.errors.Error):
-                await subscription.unsubscribe()
+            self._served.remove(served)
+            await served.unsubscribe()
 
         return stop
+
+    async def _serve_again(self) -> None:
+        for served in self._served:
+            with contextlib.suppress(nats.errors.Error):  # this connection is lost as well, and the next one comes here again
+                await served.subscribe(self._connection)
+
+
+class _Served:
+    """A subject whose requests are answered."""
+
+    def __init__(self, subject: str, queue: str, accept: Callable[[Msg], Awaitable[None]]) -> None:
+        self._subject = subject
+        self._queue = queue
+        self._accept = accept
+        self._subscription: Subscription | None = None
+
+    async def subscribe(self, connection: Connection) -> None:
+        self._subscription = await connection.subscribe(self._subject, self._accept, queue=self._queue)
+
+    async def unsubscribe(self) -> None:
+        if self._subscription is not None:
+            with contextlib.suppress(nats.errors.Error):
+                await self._subscription.unsubscribe()
 
 
 def _config_of(spec: subjects.StreamSpec, replicas: int) -> api.StreamConfig:

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import logging
 import random
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Final
 
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
 from services.shared.bus.address import BusAddress
-from services.shared.bus.jetstream.credentials import inbox_of
 from services.shared.bus.port import BusUnavailable, Conflict, NoAnswer, TooLarge
+from services.shared.natsauth.jwt import claims_of
 from services.shared.telemetry.logs import get_logger
 
 log = get_logger(__name__)
+
+logging.getLogger("asyncio").addFilter(lambda record: "eof_received" not in record.msg)
+"""Each TLS connection that a server closes makes asyncio complain of the library's stream protocol, on stderr; it means nothing."""
 
 ACK_SECONDS: Final = 5.0
 PIPELINE: Final = 512
@@ -52,31 +59,41 @@ def kept(headers: Mapping[str, str] | None) -> dict[str, str]:
 
 
 class Connection:
-    """`reconnected` is called after each loss. `client` and `js` are the library's."""
+    """`client` and `js` are the library's, and others after the server has refused the credentials: that ends a client for good.
 
-    def __init__(self, address: BusAddress, *, name: str, reconnected: Callable[[], None]) -> None:
+    `reconnected` is called after each loss; `reopened` when `client` is another one, on which nothing is subscribed yet.
+    """
+
+    def __init__(
+        self, address: BusAddress, *, name: str, reconnected: Callable[[], None], reopened: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self._address = address
         self._name = name
         self._reconnected = reconnected
+        self._reopened = reopened
+        self._reopening: asyncio.Task[None] | None = None
         self._closing = False
         self._refused = ""
         self.client = Client()
         self.js: JetStreamContext = self.client.jetstream()
 
     async def open(self) -> None:
-        """Try until there is a connection."""
+        """Try until there is a connection. Until then `client` is the one before: calls on it say that it is closed."""
         delay = 0.05
         while True:
+            client = Client()
             try:
-                await self._connect()
+                await self._connect(client)
                 break
             except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
                 self._note_refusal(error)
+                await discard(client)
                 await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
                 delay = min(delay * 2, 1.0)
-        self.js = self.client.jetstream(timeout=ACK_SECONDS, publish_async_max_pending=4 * PIPELINE)
+        self.client = client
+        self.js = client.jetstream(timeout=ACK_SECONDS, publish_async_max_pending=4 * PIPELINE)
 
-    async def _connect(self) -> None:
+    async def _connect(self, client: Client) -> None:
         address = self._address
         servers = address.url.split(",")
         options: dict[str, Any] = {}
@@ -84,10 +101,10 @@ class Connection:
             options["user_credentials"] = str(address.credentials)
         if any(s.startswith("tls://") for s in servers):
             options["tls"] = ssl.create_default_context(cafile=str(address.ca) if address.ca else None)
-        await self.client.connect(
+        await client.connect(
             servers,
             name=self._name,
-            inbox_prefix=inbox_of(address),
+            inbox_prefix=_inbox_of(address),
             max_reconnect_attempts=-1,
             reconnect_time_wait=0,  # the jitter is below
             reconnect_to_server_handler=_jittered,
@@ -95,6 +112,7 @@ class Connection:
             error_cb=self._on_error,
             reconnected_cb=self._on_reconnected,
             disconnected_cb=self._on_disconnected,
+            closed_cb=functools.partial(self._on_closed, client),
             pending_size=64 * 1024 * 1024,
             allow_reconnect=True,
             **options,
@@ -108,23 +126,67 @@ class Connection:
             self._refused = words
             log.error("nats refuses this connection; trying again", error=words)
 
+    async def subscribe(self, subject: str, take: Callable[[Msg], Awaitable[None]], *, queue: str = "") -> Subscription:
+        """Returns once the server knows of it."""
+        client = self.client
+        subscription = await client.subscribe(subject, queue=queue, cb=take)
+        # Twice: the library writes a PING ahead of commands that are still pending, and the first answer proves nothing.
+        await client.flush()
+        await client.flush()
+        return subscription
+
     async def close(self) -> None:
         self._closing = True
+        if self._reopening is not None:
+            self._reopening.cancel()
         with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):
             await self.client.close()
 
     async def _on_error(self, error: Exception) -> None:
+        words = str(error)
         log.debug("nats error", error=error)
-        if "ermissions violation" in str(error):
+        if "ermissions violation" in words or "control line" in words:
             log.error("nats refuses what this credential tried", error=error)
 
     async def _on_disconnected(self) -> None:
         if not self._closing:
             log.warning("disconnected from nats")
 
+    async def _on_closed(self, client: Client) -> None:
+        """The library gave up: the credentials were refused. They may be others by now, or be believed again."""
+        if client is self.client and not self._closing and (self._reopening is None or self._reopening.done()):
+            self._reopening = asyncio.create_task(self._reopen())
+
+    async def _reopen(self) -> None:
+        log.error("nats has ended this connection; the credentials are read again", server=self._address.url)
+        old = self.client
+        await self.open()
+        await discard(old)
+        log.info("connected to nats again")
+        if self._reopened is not None:
+            await self._reopened()
+        self._reconnected()
+
     async def _on_reconnected(self) -> None:
         log.info("reconnected to nats")
         self._reconnected()
+
+
+async def discard(client: Client) -> None:
+    """A client that failed is of no use again, and may hold a socket."""
+    with contextlib.suppress(nats.errors.Error, OSError, asyncio.TimeoutError):
+        await client.close()
+    transport: Any = client._transport
+    if transport is not None:
+        transport.close()
+
+
+def _inbox_of(address: BusAddress) -> str:
+    """The prefix of the inboxes that this user may have."""
+    name = address.inbox
+    if not name and address.credentials is not None:
+        name = claims_of(address.credentials.read_text()).name
+    return f"_INBOX_{name}" if name else "_INBOX"
 
 
 def _jittered(servers: list[Any], info: Any) -> tuple[Any, float]:

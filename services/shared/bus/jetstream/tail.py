@@ -42,13 +42,13 @@ class Tail:
         self._raw.put_nowait(None)
 
     async def items(self) -> AsyncGenerator[FollowItem, None]:
-        subscription = None
+        subscription, client = None, None
         try:
             while True:
                 try:
-                    if subscription is None:
-                        subscription = await self._connection.client.subscribe(republished(self._subject), cb=self._take)
-                        await self._connection.client.flush()
+                    if subscription is None or client is not self._connection.client:
+                        client = self._connection.client
+                        subscription = await self._connection.subscribe(republished(self._subject), self._take)
                     for item in await self._look():
                         yield item
                     async for item in self._live():

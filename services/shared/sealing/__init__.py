@@ -1,0 +1,1 @@
+"""Private keys, passwords and client CAs on the bus: never in clear (docs/security.md)."""
