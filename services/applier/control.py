@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -52,7 +53,7 @@ class Control:
         connector = aiohttp.UnixConnector(path=str(self._socket), force_close=True)
         async with (
             aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=timeout)) as session,
-            session.request(method, f"http://control{path}", data=body) as answer,
+            session.request(method, f"http://control{path}", data=io.BytesIO(body) if body is not None else None) as answer,
         ):
             return answer.status, await answer.read()
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import ssl
 import subprocess
 import threading
 import time
@@ -16,7 +17,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from services.applier.control import Control, lines_of, push_body
+from services.applier.control import Control, PushResult, lines_of, push_body
 from services.applier.nodeconf import NodeSettings, prepare_node, write_generation
 from services.applier.rows import files_of
 from services.compiler.engine import Engine
@@ -82,6 +83,10 @@ class Edge:
         result = asyncio.run(Control(self.settings.control_socket).push(push_body(header, lines_of(changed, gone))))
         assert result.outcome == "live", result
 
+    def push(self, body: bytes) -> PushResult:
+        """Anything at all, to the control socket."""
+        return asyncio.run(Control(self.settings.control_socket).push(body))
+
     def get(
         self, host: str, path: str = "/", headers: dict[str, str] | None = None, *, tls: bool = False
     ) -> tuple[int, dict[str, str], bytes]:
@@ -132,6 +137,10 @@ def _echo(name: str) -> Any:
             return web.Response(status=status, headers=headers)
         if "size" in request.query:
             return web.Response(body=b"x" * int(request.query["size"]))
+        if "sleep" in request.query:
+            await asyncio.sleep(float(request.query["sleep"]))
+        if "halves" in request.query:
+            return await _halves(request)
         return web.json_response(_received(name, request, body), status=status, headers=extra)
 
     return answer
@@ -139,12 +148,23 @@ def _echo(name: str) -> Any:
 
 def _received(name: str, request: web.Request, body: bytes) -> dict[str, Any]:
     headers = {k.lower(): v for k, v in request.headers.items()}
-    return {"name": name, "method": request.method, "path": request.raw_path, "headers": headers, "bytes": len(body)}
+    peer = request.transport.get_extra_info("peername")[1] if request.transport is not None else 0
+    return {"name": name, "method": request.method, "path": request.raw_path, "headers": headers, "bytes": len(body), "from": peer}
+
+
+async def _halves(request: web.Request) -> web.StreamResponse:
+    """Half an answer now, the other half some seconds later."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    await response.write(b"first")
+    await asyncio.sleep(float(request.query["halves"]))
+    await response.write(b"second")
+    return response
 
 
 @contextlib.contextmanager
-def echoes(*names: str) -> Iterator[tuple[dict[str, int], list[dict[str, Any]]]]:
-    """(name -> port, what `auth` was asked)."""
+def echoes(*names: str, tls: ssl.SSLContext | None = None) -> Iterator[tuple[dict[str, int], list[dict[str, Any]]]]:
+    """(name -> port, what `auth` was asked). With `tls` they all speak HTTPS."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -159,7 +179,7 @@ def echoes(*names: str) -> Iterator[tuple[dict[str, int], list[dict[str, Any]]]]
             app.router.add_route("*", "/{tail:.*}", _echo(name))
             runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2)
             await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
             runners.append(runner)
             ports[name] = runner.addresses[0][1]
         return ports

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from cryptography import x509
 
 from tests.support.nats import free_port
 
@@ -221,13 +222,16 @@ def _client_context() -> ssl.SSLContext:
     return context
 
 
-def peer_names(port: int, host: str) -> set[str]:
-    """DNS names of the certificate shown for an SNI name."""
-    from cryptography import x509
-
+def peer_certificate(port: int, host: str) -> x509.Certificate:
+    """The certificate shown for an SNI name."""
     with (
         socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
         _client_context().wrap_socket(plain, server_hostname=host) as tls,
     ):
-        shown = x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"")
+        return x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"")
+
+
+def peer_names(port: int, host: str) -> set[str]:
+    """Its DNS names."""
+    shown = peer_certificate(port, host)
     return set(shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName))
