@@ -98,6 +98,14 @@ class StateDirectory:
     def demo(self) -> Path:
         return self.root / "demo"
 
+    @property
+    def beats(self) -> Path:
+        return self.root / "beats"
+
+    def beat(self, name: str) -> Path:
+        """What a supervised process touches while it is well."""
+        return self.beats / name
+
     def node(self, name: str) -> Path:
         return self.root / "nodes" / name
 

@@ -22,7 +22,7 @@ class Answer(Struct, frozen=True, kw_only=True):
 
 
 class Connection:
-    """One TCP connection that is reused for every request. A close by the server in between is an error, as a client would see it."""
+    """One TCP connection that is reused for every request. A close that the server has not announced is an error."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -35,7 +35,10 @@ class Connection:
         extra = "".join(f"{k}: {v}\r\n" for k, v in (headers or {}).items())
         writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{extra}\r\n".encode())
         await writer.drain()
-        return await _answer(reader)
+        answer = await _answer(reader)
+        if answer.headers.get("connection") == "close":  # announced: after keep-alive-requests (1,000) of them
+            await self.close()
+        return answer
 
     async def close(self) -> None:
         if self._streams is not None:

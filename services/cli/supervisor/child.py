@@ -20,6 +20,11 @@ FIRST_DELAY_SECONDS: Final = 0.1
 LONGEST_DELAY_SECONDS: Final = 10.0
 STEADY_SECONDS: Final = 20.0
 """A process that lived this long starts over with the first delay."""
+HANG_SECONDS: Final = 12.0
+"""Longer than anything that holds up an event loop for good reason: the first compile of a large cluster yields every 20 ms."""
+FIRST_BEAT_SECONDS: Final = 60.0
+"""A process that has not touched its file yet is still starting."""
+LOOK_SECONDS: Final = 1.0
 LOOP_EXITS: Final = 3
 """So many short lives in a row are called a crash loop."""
 TAIL_LINES: Final = 3
@@ -36,6 +41,8 @@ class Spec(Struct, frozen=True, kw_only=True):
     log: Path
     environment: Mapping[str, str] = {}
     """In addition to the supervisor's own."""
+    beat: Path | None = None
+    """A file that the process touches once a second; it is killed when it has not for `HANG_SECONDS`. None: it is not watched."""
     death_signal: int = signal.SIGTERM
     """What the kernel sends when the supervisor dies without a word. SIGKILL for an applier: its nginx then goes on serving."""
 
@@ -126,11 +133,29 @@ class Child:
         self.pid = self._process.pid
         self.lives += 1
         self._started(self.spec.name, self.pid)
-        await _exited(self._process)
+        watching = asyncio.create_task(self._watch(self._process)) if self.spec.beat is not None else None
+        try:
+            await _exited(self._process)
+        finally:
+            if watching is not None:
+                watching.cancel()
         status = self._process.returncode
         self._process, self.pid = None, 0
         self._gone.set()
-        return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        hung = " after it hung" if watching is not None and watching.done() and not watching.cancelled() else ""
+        return f"killed by {signal.Signals(-status).name}{hung}" if status < 0 else f"exit status {status}"
+
+    async def _watch(self, process: subprocess.Popen[bytes]) -> None:
+        """Ends by killing the process: its event loop no longer comes round. Only this process's own clock counts."""
+        beat, loop = self.spec.beat, asyncio.get_running_loop()
+        last, since, looks, limit = _touched(beat), loop.time(), 0, FIRST_BEAT_SECONDS
+        while loop.time() - since < limit or looks < limit / LOOK_SECONDS / 2:
+            await asyncio.sleep(LOOK_SECONDS)
+            touched = _touched(beat)
+            if touched != last:
+                last, since, looks, limit = touched, loop.time(), 0, HANG_SECONDS
+            looks += 1  # a supervisor that was stopped itself finds all clocks advanced
+        process.kill()
 
     def _tail(self) -> str:
         try:
@@ -140,6 +165,13 @@ class Child:
         except OSError:
             return ""
         return "\n".join(lines[-TAIL_LINES:])
+
+
+def _touched(file: Path | None) -> int:
+    try:
+        return file.stat().st_mtime_ns if file is not None else 0
+    except OSError:
+        return 0
 
 
 def backoff_seconds(short_lives: int, share: float) -> float:

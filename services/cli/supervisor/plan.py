@@ -13,6 +13,7 @@ from services.cli.state import StateDirectory, Up, UpNode, UpWebhook
 from services.cli.supervisor.child import Spec
 from services.cli.supervisor.ports import Wanted
 from services.shared.flags import Flags, format_flags
+from services.shared.telemetry.lifecycle import BEAT_VARIABLE
 
 GROUP: Final = "default"
 WEBHOOK_PATH: Final = "/networking/v1/ingresses"
@@ -81,7 +82,9 @@ def specs(options: UpOptions, nats_binary: str, nats_url: str) -> list[Spec]:
                 "SLUICE_NATS_URL": nats_url,
                 "SLUICE_NATS_CREDS": str(state.credential(node or name)),
                 "SLUICE_NATS_CA": str(state.nats / "ca.crt"),
+                BEAT_VARIABLE: str(state.beat(node or name)),
             },
+            beat=state.beat(node or name),
             death_signal=signal.SIGKILL if name == "applier" else signal.SIGTERM,
         )
 

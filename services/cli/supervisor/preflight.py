@@ -72,6 +72,7 @@ def bad_state(state: StateDirectory) -> str:
         state.nats.mkdir(exist_ok=True, mode=0o700)  # what passes over the bus includes private keys
         state.logs.mkdir(exist_ok=True, mode=0o750)
         state.webhook.mkdir(exist_ok=True)
+        state.beats.mkdir(exist_ok=True)
         probe = root / f".probe.{os.getpid()}"
         probe.write_bytes(b"x" * 4096)
         probe.unlink()

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import os
 import signal
 from collections.abc import Awaitable, Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from services.shared.telemetry import logs, tracing
+
+BEAT_VARIABLE: Final = "SLUICE_BEAT_FILE"
+"""Environment: a file that the process touches while its event loop comes round, for who watches over it."""
+BEAT_SECONDS: Final = 1.0
 
 Serve = Callable[[asyncio.Event], Awaitable[None]]
 
@@ -26,7 +33,19 @@ async def _main(serve: Serve) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await serve(stop)
+    beat = asyncio.create_task(_beat(Path(os.environ[BEAT_VARIABLE]))) if os.environ.get(BEAT_VARIABLE) else None
+    try:
+        await serve(stop)
+    finally:
+        if beat is not None:
+            beat.cancel()
+
+
+async def _beat(file: Path) -> None:
+    while True:
+        with contextlib.suppress(OSError):  # a full disk is no hang: the file's time can still be set, where it exists
+            file.touch()  # noqa: ASYNC240 - it does not wait
+        await asyncio.sleep(BEAT_SECONDS)
 
 
 async def until(stop: asyncio.Event, *coroutines: Awaitable[None]) -> None:

@@ -1,0 +1,164 @@
+"""Processes of a whole product that hang or are cut off from the bus: they are replaced, traffic goes on, no change is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.backends import backends
+from tests.support.clients import steady
+from tests.support.node import one_node, running
+from tests.support.objects import ingress, many, service
+from tests.support.reviews import answer, review
+from tests.support.up import SluiceUp, get
+
+pytestmark = [pytest.mark.nats, pytest.mark.nginx]
+
+SERVICES = ["watcher", "compiler", "webhook", "node-0"]
+
+
+async def test_services_that_hang_are_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
+    with backends("web") as ports, SluiceUp(tmp_path, nodes=2) as up:
+        up.write("all.yaml", many(*service("web", [ports["web"]]), ingress("web", {"web.example.com": {"/": "web"}})))
+        await asyncio.to_thread(up.wait)
+        before = {name: up.child(name) for name in SERVICES}
+        async with steady(up.http, "web.example.com", lambda a: a.status == 200, per_second=50, connections=2) as tally:
+            for process in before.values():
+                process.send_signal(signal.SIGSTOP)
+            up.write("more.yaml", many(ingress("more", {"more.example.com": {"/": "web"}})))
+            await asyncio.to_thread(up.until, lambda: not any(p.is_running() for p in before.values()), 60)
+            await asyncio.to_thread(up.run, "wait", "--timeout", "60", timeout=90)
+            await asyncio.to_thread(up.wait)
+        assert tally.failures == []
+        assert {get(port, "more.example.com")[0] for port in up.http} == {200}
+        assert "after it hung" in up.log.read_text()
+
+
+def test_a_slow_compiler_leaves_admission_its_local_checks(tmp_path: Path) -> None:
+    with backends("web") as ports, SluiceUp(tmp_path, nodes=1) as up:
+        up.write("all.yaml", many(*service("web", [ports["web"]]), ingress("web", {"web.example.com": {"/": "web"}})))
+        up.wait()
+        compiler = up.child("compiler")
+        compiler.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        allowed = answer(up.webhook, review(ingress("new", {"new.example.com": {"/": "web"}})))
+        hostile = ingress("evil", {"evil.example.com": {"/x; content_by_lua_block {os.execute()}": "web"}})
+        denied = answer(up.webhook, review(hostile))
+        assert time.monotonic() - began < 10, "within the API server's time, both of them"
+        assert allowed["allowed"]
+        assert allowed["warnings"]
+        assert not denied["allowed"]
+        compiler.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("name", ["webhook", "compiler"])
+def test_no_tenant_text_is_ever_executed(tmp_path: Path, name: str) -> None:
+    """Neither starts a process, nginx -t least of all, whatever it is asked."""
+    with backends("web") as ports, SluiceUp(tmp_path, nodes=1) as up:
+        up.write("all.yaml", many(*service("web", [ports["web"]]), ingress("web", {"web.example.com": {"/": "web"}})))
+        up.wait()
+        seen = tmp_path / "strace"
+        command = ["strace", "-f", "-qq", "-o", str(seen), "-e", "trace=execve,execveat,fork,vfork", "-p", str(up.child(name).pid)]
+        with subprocess.Popen(command) as strace:
+            time.sleep(0.5)
+            assert strace.poll() is None
+            for annotations in ({"rewrite-target": "$(id)"}, {"configuration-snippet": "`id`;"}, {"auth-url": "http://x/;id"}):
+                answer(up.webhook, review(ingress("evil", {"evil.example.com": {"/": "web"}}, annotations=annotations)))
+                up.write("evil.yaml", many(ingress("evil", {"evil.example.com": {"/": "web"}}, annotations=annotations)))
+                up.run("wait")
+            strace.terminate()
+        assert seen.read_text() == ""
+
+
+def test_a_watcher_that_dies_all_the_time_deletes_nothing_and_loses_nothing(tmp_path: Path) -> None:
+    with backends("web") as ports, SluiceUp(tmp_path, nodes=1) as up:
+        hosts = [f"h{n}.example.com" for n in range(60)]
+        up.write("web.yaml", many(*service("web", [ports["web"]])))
+        for n, host in enumerate(hosts):
+            up.write(f"h{n}.yaml", many(ingress(f"h{n}", {host: {"/": "web"}})))
+        up.wait()
+        for n in range(10):
+            up.write(f"new{n}.yaml", many(ingress(f"new{n}", {f"new{n}.example.com": {"/": "web"}})))
+            (up.manifests / f"h{n}.yaml").unlink()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                up.child("watcher").kill()
+            assert {get(up.http[0], h)[0] for h in hosts[10:20]} == {200}, "a half list deletes nothing"
+        up.until(lambda: up.run("wait", "--timeout", "20").returncode == 0, 90)
+        assert {get(up.http[0], f"new{n}.example.com")[0] for n in range(10)} == {200}
+        assert {get(up.http[0], h)[0] for h in hosts[:10]} == {404}
+        assert {get(up.http[0], h)[0] for h in hosts[10:]} == {200}
+
+
+class Proxy:
+    """TCP between a client and a server, which tests cut without either end being told."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._cut = False
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def start(self) -> int:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def stop(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for writer in self._writers:
+            writer.close()
+
+    def cut(self) -> None:
+        """From now on nothing passes, in either direction."""
+        self._cut = True
+
+    def heal(self) -> None:
+        self._cut = False
+        for writer in self._writers:
+            writer.close()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        self._writers |= {writer, to_writer}
+        await asyncio.gather(self._pump(reader, to_writer), self._pump(to_reader, writer))
+        self._writers -= {writer, to_writer}
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65536):
+                if not self._cut:
+                    writer.write(data)
+                    await writer.drain()
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+
+async def test_a_node_cut_off_from_the_bus_serves_and_makes_one_jump_afterwards(tmp_path: Path) -> None:
+    async with one_node(tmp_path) as rig:
+        proxy = Proxy(rig.server.port)
+        rig.nats_url = f"nats://127.0.0.1:{await proxy.start()}"
+        await running(rig)
+        proxy.cut()
+        last = None
+        for n in range(30):
+            rig.add(f"new{n}", [1], f"new{n}.example.com", {})
+            last = await rig.commit("one.example.com")
+        assert last is not None
+        assert await rig.status("one.example.com") == 200
+        assert await rig.status("new29.example.com") == 404
+        proxy.heal()
+        await rig.live(last)
+        assert await rig.status("new29.example.com") == 502
+        applied = len(await rig.bus.history("APPLIED", "applied.v1.n"))
+        assert applied <= 10, f"{applied} steps: not each version that was missed"
+        await proxy.stop()
