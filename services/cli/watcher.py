@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
 from services.cli import options
+from services.cli.errors import Stop
 from services.shared.bus.address import BusAddress
 from services.shared.flags import Flags
 
 
 @click.command("watcher")
-@click.option("--manifests", required=True, type=options.path(exists=True, file_okay=False), help="The directory of manifests.")
-@click.option("--name", default="watcher", show_default=True, help="The key of its report.")
+@click.option("--manifests", type=options.path(exists=True, file_okay=False), help="The source is this directory of manifests.")
+@click.option("--kubeconfig", type=options.path(exists=True, dir_okay=False), help="The source is the API server of this kubeconfig.")
+@click.option("--context", default="", help="Of the kubeconfig.  [default: its current one]")
+@click.option("--in-cluster", is_flag=True, help="The source is the API server of this pod's service account.")
+@click.option("--election-namespace", envvar="POD_NAMESPACE", default="default", show_default=True, help="Where the leader's Lease is.")
+@click.option("--name", default="watcher", show_default=True, help="The key of its report, and its name in the Lease.")
 @options.seal_keys
 @options.bus
 @options.flags
-def command(manifests: Path, name: str, seal_keys: Path, bus: BusAddress, flags: Flags) -> None:
-    """Publish a directory of manifests on the CLUSTER stream."""
+def command(
+    manifests: Path | None,
+    kubeconfig: Path | None,
+    context: str,
+    in_cluster: bool,
+    election_namespace: str,
+    name: str,
+    seal_keys: Path,
+    bus: BusAddress,
+    flags: Flags,
+) -> None:
+    """Publish a cluster, or a directory of manifests, on the CLUSTER stream."""
+    if [manifests is not None, kubeconfig is not None, in_cluster].count(True) != 1:
+        raise Stop("one of --manifests DIR, --kubeconfig FILE and --in-cluster says where the objects are")
+    if in_cluster and not os.environ.get("KUBERNETES_SERVICE_HOST"):
+        raise Stop("--in-cluster works in a pod only; outside use --kubeconfig")
     from services.watcher.__main__ import main
     from services.watcher.options import WatcherOptions
 
-    main(WatcherOptions(manifests=manifests, name=name, seal_keys=seal_keys, bus=bus, flags=flags))
+    main(
+        WatcherOptions(
+            manifests=manifests,
+            kubeconfig=kubeconfig,
+            context=context,
+            election_namespace=election_namespace,
+            name=name,
+            seal_keys=seal_keys,
+            bus=bus,
+            flags=flags,
+        )
+    )

@@ -27,6 +27,13 @@ class Flags(Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fi
     http_port: int = 80
     https_port: int = 443
     healthz_port: int = 10254
+    election_id: str = "ingress-controller-leader"
+    election_ttl: float = 15.0
+    """Seconds. ingress-nginx's default is 30; it is half of that here, so that a takeover takes no longer."""
+    disable_leader_election: bool = False
+
+
+Parsed = str | bool | int | float
 
 
 class FlagError(ValueError):
@@ -36,8 +43,8 @@ class FlagError(ValueError):
 NOT_THERE_YET: Final = frozenset(
     """
     annotations-prefix apiserver-host bucket-factor certificate-authority deep-inspect default-server-port disable-catch-all
-    disable-full-test disable-leader-election disable-svc-external-name disable-sync-events dynamic-configuration-retries election-id
-    election-ttl enable-annotation-validation enable-ssl-chain-completion enable-ssl-passthrough enable-topology-aware-routing
+    disable-full-test disable-svc-external-name disable-sync-events dynamic-configuration-retries
+    enable-annotation-validation enable-ssl-chain-completion enable-ssl-passthrough enable-topology-aware-routing
     exclude-socket-metrics health-check-path health-check-timeout healthz-host internal-logger-address kubeconfig length-buckets
     max-buckets maxmind-edition-ids maxmind-license-key maxmind-mirror maxmind-retries-count maxmind-retries-timeout metrics-per-host
     metrics-per-undefined-host monitor-max-batch-size post-shutdown-grace-period profiler-address profiler-port profiling
@@ -86,7 +93,19 @@ def _port(value: str) -> int:
     return int(value)
 
 
-_PARSERS: Final[dict[str, Callable[[str], str | bool | int]]] = {
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _duration(value: str) -> float:
+    """As Go writes them: 15s, 1m30s, 500ms."""
+    parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)", value, re.ASCII)
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if "".join(number + unit for number, unit in parts) != value or not 3 <= seconds <= 3600:
+        raise FlagError("is a duration from 3s to 1h, for example 15s")
+    return seconds
+
+
+_PARSERS: Final[dict[str, Callable[[str], Parsed]]] = {
     "configmap": _reference,
     "ingress-class": _text,
     "controller-class": _text,
@@ -99,6 +118,9 @@ _PARSERS: Final[dict[str, Callable[[str], str | bool | int]]] = {
     "http-port": _port,
     "https-port": _port,
     "healthz-port": _port,
+    "election-id": _text,
+    "election-ttl": _duration,
+    "disable-leader-election": _boolean,
 }
 """One entry for each field of `Flags`."""
 
@@ -129,14 +151,16 @@ def given(settings: Iterable[str]) -> frozenset[str]:
 def format_flags(flags: Flags) -> list[str]:
     """`NAME=VALUE` for everything that is not at its default: `parse_flags(format_flags(flags)) == flags`."""
     default = msgspec.to_builtins(Flags())
-    return [
-        f"{name}={str(value).lower() if isinstance(value, bool) else value}"
-        for name, value in msgspec.to_builtins(flags).items()
-        if value != default[name]
-    ]
+    return [f"{name}={_written(value)}" for name, value in msgspec.to_builtins(flags).items() if value != default[name]]
 
 
-def _parser(name: str) -> Callable[[str], str | bool | int]:
+def _written(value: Parsed) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}s" if isinstance(value, float) else str(value)
+
+
+def _parser(name: str) -> Callable[[str], Parsed]:
     found = _PARSERS.get(name)
     if found is not None:
         return found

@@ -1,21 +1,61 @@
-"""The watcher's wiring: a directory of manifests in, the CLUSTER stream out."""
+"""The watcher's wiring: a directory of manifests or an API server in, the CLUSTER stream out."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator
 
 from services.shared.bus.jetstream import JetStreamBus
 from services.shared.bus.port import Bus
+from services.shared.sealing.keyfile import BadKeyFile
 from services.shared.telemetry import lifecycle
 from services.watcher.options import WatcherOptions
-from services.watcher.service import Watcher
+from services.watcher.service import Elect, Told, Watcher
+from services.watcher.sources.port import Source
 
 __all__ = ["WatcherOptions", "main", "serve"]
 
 
 async def serve(bus: Bus, options: WatcherOptions, stop: asyncio.Event) -> None:
     """Watch and publish on a connected bus until `stop`."""
-    await Watcher(bus, options).run(stop)
+    async with _source(options) as (source, elect):
+        await Watcher(bus, source, options, elect).run(stop)
+
+
+@contextlib.asynccontextmanager
+async def _source(options: WatcherOptions) -> AsyncIterator[tuple[Source, Elect | None]]:
+    """Each imported only when it is used: a directory needs no Kubernetes client, a cluster no file watcher."""
+    if options.manifests is not None:
+        from services.watcher.sources.directory import DirectorySource
+
+        yield DirectorySource(options.manifests), None
+        return
+    from services.shared.kube.client import Api
+    from services.shared.kube.lease import Leader, LeaseOptions
+    from services.watcher.sources.kubernetes.source import KubernetesSource
+
+    api = await Api.connect(options.kubeconfig, options.context)
+    flags = options.flags
+    lease = LeaseOptions(
+        namespace=options.election_namespace,
+        name=flags.election_id if flags.ingress_class == "nginx" else f"{flags.election_id}-{flags.ingress_class}",
+        holder=options.name,
+        seconds=flags.election_ttl,
+    )
+    leaders: list[Leader] = []
+
+    async def elect(won: Told, lost: Told) -> None:
+        leaders.append(Leader(api, lease, won=won, lost=lost))
+        await leaders[0].run()
+
+    try:
+        yield KubernetesSource(api, flags), None if flags.disable_leader_election else elect
+    finally:
+        for leader in leaders:
+            await leader.release()
+        await api.close()
 
 
 def main(options: WatcherOptions) -> None:
@@ -25,4 +65,7 @@ def main(options: WatcherOptions) -> None:
         async with JetStreamBus(options.bus, name=options.name) as bus:
             await serve(bus, options, stop)
 
-    lifecycle.run("watcher", connected)
+    try:
+        lifecycle.run("watcher", connected)
+    except BadKeyFile as error:
+        sys.exit(f"sluice watcher: {error}")

@@ -14,8 +14,14 @@ from services.watcher.publish import MAX_DELTA_BYTES
 class WatcherOptions(Struct, frozen=True, kw_only=True):
     """See `sluice watcher --help`."""
 
-    manifests: Path
-    """The directory of manifests."""
+    manifests: Path | None = None
+    """The source is this directory. None: a Kubernetes API server."""
+    kubeconfig: Path | None = None
+    """How to reach that; None: as the pod's service account."""
+    context: str = ""
+    """Of the kubeconfig; empty: the current one."""
+    election_namespace: str = "default"
+    """Where the Lease is; a pod's own namespace."""
     seal_keys: Path
     """The directory of `keys.json`: what Secrets are sealed with."""
     bus: BusAddress = BusAddress()

@@ -14,7 +14,7 @@ from services.shared.telemetry.logs import get_logger
 from services.watcher.options import WatcherOptions
 from services.watcher.publish import Publisher, StreamWentBack
 from services.watcher.selection import Selection
-from services.watcher.sources.manifests import ManifestSource
+from services.watcher.sources.port import Source
 from services.watcher.tracing import traces
 
 log = get_logger(__name__)
@@ -23,10 +23,10 @@ log = get_logger(__name__)
 class Pipeline:
     """See the module. Hold `lock` around `round`s that belong together."""
 
-    def __init__(self, bus: Bus, options: WatcherOptions) -> None:
+    def __init__(self, bus: Bus, source: Source, options: WatcherOptions) -> None:
         self.lock = asyncio.Lock()
         self._bus = bus
-        self._source = ManifestSource(options.manifests)
+        self._source = source
         self._selection = Selection(options.flags)
         self._keys = KeyFile(options.seal_keys)
         self._publisher = Publisher(bus, self._keys.ring, max_delta_bytes=options.max_delta_bytes)
@@ -67,11 +67,11 @@ class Pipeline:
             await self._publisher.read()
             self._stale = False
         started = observed_at or time.time()
-        changes = await asyncio.to_thread(self._source.look, paths)
+        changes = await self._source.look(paths)
         selected = self._selection.apply(changes.objects)
         if selected:
             self._publisher.want(selected, observed_at=started, traces=traces(selected, started))
-        # Before the directory has been listed once, what is not there is only not known.
+        # Before the source has been listed once, what is not there is only not known.
         if self._source.complete and self._leading:
             await self._flush(mark=mark)
         return changes.again_after_seconds
@@ -84,6 +84,10 @@ class Pipeline:
             await self._bus.ensure()
             await self._publisher.read()
             await self._publisher.flush(mark=True)
+
+    async def catch_up(self, seconds: float) -> str:
+        """Empty once the next round publishes all that the source has now; else why it cannot. Not under the lock."""
+        return await self._source.catch_up(seconds)
 
     async def covering_sequence(self) -> int:
         """The sequence at or before which everything published is, checked against the stream. Raises BusUnavailable."""

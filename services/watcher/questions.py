@@ -10,11 +10,13 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from services.shared.bus.port import Request
+from services.shared.contracts.problem import Problem, Reason
 from services.shared.contracts.question import BarrierAnswer
 from services.watcher.pipeline import Pipeline
 
 SETTLE_SECONDS: Final = 1.5
 """How long an answer waits for files in the middle of a change."""
+CATCH_UP_SECONDS: Final = 15.0
 PROBLEMS_ANSWERED: Final = 100
 
 T = TypeVar("T")
@@ -72,6 +74,7 @@ class Questions:
         return await self._barrier(mark=True)
 
     async def _barrier(self, *, mark: bool = False) -> BarrierAnswer:
+        behind = await self._pipeline.catch_up(CATCH_UP_SECONDS)
         deadline = time.monotonic() + SETTLE_SECONDS
         async with self._pipeline.lock:
             again = await self._pipeline.round(None, mark=mark)
@@ -80,4 +83,6 @@ class Questions:
                 again = await self._pipeline.round(())
             sequence = await self._pipeline.covering_sequence()
             errors = [p for p in self._pipeline.problems() if p.severity == "error"]
+        if behind:
+            errors.insert(0, Problem(reason=Reason.SOURCE_UNREACHABLE, field="source", message=behind))
         return BarrierAnswer(sequence=sequence, problems=tuple(errors[:PROBLEMS_ANSWERED]))

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Final
 
 import msgspec
@@ -21,7 +21,7 @@ from services.shared.telemetry.logs import get_logger
 from services.watcher.options import WatcherOptions
 from services.watcher.pipeline import Pipeline
 from services.watcher.questions import Questions
-from services.watcher.sources.watching import Hint, watch
+from services.watcher.sources.port import Hint, Source
 
 log = get_logger(__name__)
 
@@ -34,13 +34,23 @@ REPORT_PAUSE_SECONDS: Final = 0.2
 """At least so much between two reports."""
 
 
+Told = Callable[[], Awaitable[None]]
+Elect = Callable[[Told, Told], Coroutine[None, None, None]]
+"""Runs an election for ever; calls the first when it is won, the second when it is lost."""
+
+
 class Watcher:
     """See the module."""
 
-    def __init__(self, bus: Bus, options: WatcherOptions) -> None:
+    def __init__(self, bus: Bus, source: Source, options: WatcherOptions, elect: Elect | None = None) -> None:
+        """`elect`: who of several leads; None: the later one does, and the other takes over when it is silent."""
         self._bus = bus
+        self._source = source
         self._options = options
-        self._pipeline = Pipeline(bus, options)
+        self._elect = elect
+        self._pipeline = Pipeline(bus, source, options)
+        if elect is not None:
+            self._pipeline.stand_by()
         self._questions = Questions(self._pipeline)
         self._hinted: set[str] = set()
         self._everything = False
@@ -62,9 +72,21 @@ class Watcher:
     async def _work(self) -> None:
         await self._retrying(self._pipeline.begin)
         await self._retrying(self._first_round)
-        log.info("synced" if self._pipeline.synced else "waiting for the directory", epoch=self._pipeline.epoch, **self._pipeline.counts)
+        log.info("synced" if self._pipeline.synced else "waiting for the source", epoch=self._pipeline.epoch, **self._pipeline.counts)
+        if self._pipeline.leading:
+            await self._retrying(self._serve)
+        election = (self._elect(self._won, self._lost),) if self._elect is not None else ()
+        await until(asyncio.Event(), self._rounds(), self._follow_marks(), self._verify(), *election)
+
+    async def _won(self) -> None:
+        async with self._pipeline.lock:
+            self._pipeline.lead()
+        await self._retrying(self._first_round)
         await self._retrying(self._serve)
-        await until(asyncio.Event(), self._rounds(), self._follow_marks(), self._verify())
+
+    async def _lost(self) -> None:
+        self._pipeline.stand_by()
+        await self._stop_serving()
 
     async def _serve(self) -> None:
         if not self._stops:
@@ -97,7 +119,7 @@ class Watcher:
     # --- rounds
 
     async def _collect_hints(self, stop: asyncio.Event) -> None:
-        async for hint in watch(self._options.manifests, stop):
+        async for hint in self._source.hints(stop):
             self._hint(hint)
 
     def _hint(self, hint: Hint) -> None:
@@ -137,7 +159,11 @@ class Watcher:
         """Anti-entropy: events may be lost, links may lead out of the directory, the stream may have lost what it acknowledged."""
         while True:
             await asyncio.sleep(self._options.verify_seconds * random.uniform(0.9, 1.1))  # noqa: S311 - jitter
-            if not self._pipeline.leading and time.monotonic() - self._heard_at > MARKS_MISSED * self._options.verify_seconds:
+            if (
+                self._elect is None
+                and not self._pipeline.leading
+                and time.monotonic() - self._heard_at > MARKS_MISSED * self._options.verify_seconds
+            ):
                 await self._take_over()
             with contextlib.suppress(BusUnavailable):
                 async with self._pipeline.lock:
@@ -152,7 +178,7 @@ class Watcher:
                 self._wake.set()
             elif isinstance(item, Message) and (epoch := _epoch(item.payload)) > self._pipeline.epoch:
                 self._heard_at = time.monotonic()
-                if self._pipeline.leading:
+                if self._pipeline.leading and self._elect is None:
                     log.warning("another watcher took over, standing by", epoch=epoch, ours=self._pipeline.epoch)
                     self._pipeline.stand_by()
                     await self._stop_serving()
@@ -179,7 +205,7 @@ class Watcher:
         return WatcherReport(
             watcher=self._options.name,
             at=time.time(),
-            source=f"manifests {self._options.manifests}",
+            source=self._source.name,
             epoch=self._pipeline.epoch,
             synced=self._pipeline.synced,
             objects=self._pipeline.counts,

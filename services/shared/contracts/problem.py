@@ -34,6 +34,7 @@ class Reason(StrEnum):
     TOO_LARGE = "TooLarge"
     REFUSED_BY_NGINX = "RefusedByNginx"
     UNREADABLE_FILE = "UnreadableFile"
+    SOURCE_UNREACHABLE = "SourceUnreachable"
     INTERNAL = "Internal"
 
 

@@ -22,6 +22,8 @@ CONNECT_SECONDS: Final = 5.0
 MAX_LINE_BYTES: Final = 16 << 20
 """Of one watch event. The largest legal object is 1.5 MB; managed fields and JSON escapes make it longer."""
 CONNECTIONS: Final = 64
+JSON: Final = "application/json"
+METADATA: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
 class KubeError(Exception):
@@ -92,14 +94,17 @@ class Api:
         body: object = None,
         content_type: str = "application/json",
         timeout: float = REQUEST_SECONDS,
+        metadata_only: bool = False,
     ) -> bytes:
         """The answer's body. `body`: anything JSON, for a merge patch with `content_type="application/merge-patch+json"`.
+
+        `metadata_only`: of a list, the objects' metadata.
 
         Raises ApiError and Unreachable.
         """
         limits = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS)
         try:
-            answer = await self._send(method, path, query, body, content_type, limits)
+            answer = await self._send(method, path, query, body, content_type, limits, accept=METADATA if metadata_only else JSON)
             data = bytes(await answer.read())
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise Unreachable(f"{method} {path}: {_words(error)}") from error
@@ -140,8 +145,10 @@ class Api:
         body: object,
         content_type: str,
         limits: aiohttp.ClientTimeout,
+        *,
+        accept: str = JSON,
     ) -> aiohttp.ClientResponse:
-        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": "sluice"}
+        headers = {"Accept": accept, "Content-Type": content_type, "User-Agent": "sluice"}
         # Asked for each request: a service account's token is replaced about once an hour.
         token = await self._configuration.get_api_key_with_prefix("BearerToken")
         if token:

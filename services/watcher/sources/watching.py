@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
-from msgspec import Struct
 from watchfiles import awatch
 
 from services.shared.telemetry.logs import get_logger
+from services.watcher.sources.port import Hint
 from services.watcher.sources.scan import is_manifest_path
 
 log = get_logger(__name__)
@@ -23,14 +23,6 @@ DEBOUNCE_MILLISECONDS: Final = 50
 """The longest wait while events keep coming."""
 RETRY_SECONDS: Final = 0.5
 """Where watching is not possible (no such directory, no more inotify watches), everything is looked at so often instead."""
-
-
-class Hint(Struct, frozen=True, kw_only=True):
-    """Something may have changed."""
-
-    paths: frozenset[str] = frozenset()
-    """Relative to the root: files, and what may have been a directory."""
-    everything: bool = False
 
 
 async def watch(root: Path, stop: asyncio.Event) -> AsyncIterator[Hint]:
