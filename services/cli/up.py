@@ -18,6 +18,8 @@ from services.shared.flags import Flags
 
 @click.command("up")
 @click.option("--manifests", type=options.path(), default=Path("manifests"), show_default=True, help="The directory of manifests.")
+@click.option("--kubeconfig", type=options.path(exists=True, dir_okay=False), help="The source is this cluster instead of a directory.")
+@click.option("--context", default="", help="Of the kubeconfig.  [default: its current one]")
 @click.option("--nodes", default=2, show_default=True, type=click.IntRange(1, 64), help="Edge nodes; node i listens on each port + i.")
 @click.option("--http-port", type=click.IntRange(1, 65535), help="[default: 8080, or the flag of this name]")
 @click.option("--https-port", type=click.IntRange(1, 65535), help="[default: 8443, or the flag of this name]")
@@ -29,6 +31,8 @@ from services.shared.flags import Flags
 @options.flags
 def command(
     manifests: Path,
+    kubeconfig: Path | None,
+    context: str,
     nodes: int,
     http_port: int | None,
     https_port: int | None,
@@ -41,15 +45,19 @@ def command(
 ) -> int:
     """Run nats-server, watcher, compiler, webhook and edge nodes with their nginx, until SIGINT or SIGTERM.
 
-    When every node serves everything the directory holds, DIR/up.json says so. State survives a restart, and a kill -9 of this
+    When every node serves everything that the source holds, DIR/up.json says so. State survives a restart, and a kill -9 of this
     process: the next `sluice up` with the same --state takes over what still runs.
     """
     from services.cli.supervisor.run import Supervisor, check
 
+    if kubeconfig is not None and demo:
+        raise Stop("--demo is a directory of manifests; it cannot be had with --kubeconfig")
     defaults = Flags()
     chosen = UpOptions(
         state=state,
-        manifests=manifests.absolute(),
+        manifests=manifests.absolute() if kubeconfig is None else None,
+        kubeconfig=kubeconfig.absolute() if kubeconfig is not None else None,
+        context=context,
         nodes=nodes,
         http_port=http_port or _unless_default(flags.http_port, defaults.http_port, 8080),
         https_port=https_port or _unless_default(flags.https_port, defaults.https_port, 8443),

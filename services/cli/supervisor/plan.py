@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Final
@@ -23,7 +24,10 @@ class UpOptions(Struct, frozen=True, kw_only=True):
     """What `sluice up` was told."""
 
     state: StateDirectory
-    manifests: Path
+    manifests: Path | None
+    """None: the source is `kubeconfig`'s cluster."""
+    kubeconfig: Path | None = None
+    context: str = ""
     nodes: int = 2
     http_port: int = 8080
     https_port: int = 8443
@@ -65,7 +69,14 @@ def up_file(options: UpOptions, *, ready: bool, nats_url: str, pid: int) -> Up:
         for i, name in enumerate(node_names(options))
     )
     webhook = UpWebhook(url=f"https://127.0.0.1:{options.webhook_port}{WEBHOOK_PATH}", ca=str(options.state.webhook / "ca.crt"))
-    return Up(ready=ready, nodes=nodes, webhook=webhook, nats=nats_url, pid=pid, group=GROUP, manifests=str(options.manifests))
+    return Up(ready=ready, nodes=nodes, webhook=webhook, nats=nats_url, pid=pid, group=GROUP, manifests=str(options.manifests or ""))
+
+
+def _source(options: UpOptions) -> list[str]:
+    if options.kubeconfig is None:
+        return ["--manifests", str(options.manifests)]
+    context = ["--context", options.context] if options.context else []
+    return ["--kubeconfig", str(options.kubeconfig), *context, "--name", f"watcher-{socket.gethostname()}"]
 
 
 def specs(options: UpOptions, nats_binary: str, nats_url: str) -> list[Spec]:
@@ -103,8 +114,8 @@ def specs(options: UpOptions, nats_binary: str, nats_url: str) -> list[Spec]:
     return [
         nats,
         *appliers,
-        service("compiler", "--group", GROUP, "--seal-keys", str(state.seal)),
-        service("watcher", "--manifests", str(options.manifests), "--seal-keys", str(state.seal)),
+        service("compiler", "--group", GROUP, "--seal-keys", str(state.seal), *(["--no-any-address"] if options.manifests is None else [])),
+        service("watcher", *_source(options), "--seal-keys", str(state.seal)),
         service(
             "webhook",
             *("--certificate", str(state.webhook / "tls.crt"), "--key", str(state.webhook / "tls.key")),

@@ -35,7 +35,7 @@ def check(options: UpOptions) -> None:
         ports.clash(plan.wanted_ports(options)),
         preflight.missing_software(options.demo),
         preflight.bad_state(options.state),
-        "" if options.demo else preflight.bad_manifests(options.manifests),
+        "" if options.demo or options.manifests is None else preflight.bad_manifests(options.manifests),
     ):
         if sentence:
             raise Stop(sentence)
