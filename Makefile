@@ -46,6 +46,10 @@ golden: setup-dev ## Rewrite the expected outputs under tests/golden; read the d
 bench: setup-dev ## Measure: prints a table, writes bench-results.json
 	@$(BIN)/python -m tests.bench $(ARGS)
 
+.PHONY: cluster
+cluster: setup-dev ## An API server (kube-apiserver, etcd) for hands-on work, until Ctrl-C
+	@$(BIN)/python -m tests.cluster
+
 .PHONY: lock
 lock: ## Lock the dependencies anew (with hashes, naming no registry)
 	scripts/lock

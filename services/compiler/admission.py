@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import msgspec
 from msgspec.structs import replace
 
-from services.compiler.classes import is_ours
 from services.compiler.engine import Engine
 from services.compiler.ingresses import ReadIngress, read_ingress
+from services.shared.checks.classes import is_ours
 from services.shared.checks.ingress import check_ingress
 from services.shared.contracts.objects import Ingress, Service
 from services.shared.contracts.problem import Problem, Reason, printable
@@ -25,7 +25,7 @@ def admit(engine: Engine, question: AdmissionQuestion) -> AdmissionAnswer:
         return AdmissionAnswer(allowed=False, problems=(replace(_undecodable(error), object=who),))
     meta = replace(ingress.metadata, namespace=question.namespace or ingress.metadata.namespace)
     ingress = replace(ingress, metadata=meta)
-    if meta.deletion_timestamp or not is_ours(ingress, engine.world, engine.flags):
+    if meta.deletion_timestamp or not is_ours(ingress, engine.world.ingress_class, engine.flags):
         return AdmissionAnswer(allowed=True)
     read = read_ingress(ingress, engine.settings)
     problems = list(read.problems)

@@ -16,7 +16,6 @@ from msgspec.structs import replace
 from services.compiler import naming
 from services.compiler.backends import Users, affinity_of, lower_backend
 from services.compiler.certificates import Certificate, certificate_of
-from services.compiler.classes import is_ours
 from services.compiler.graph import Graph, Place
 from services.compiler.hosts import CanaryEdge, LoweredHost, lower_host
 from services.compiler.ingresses import CATCH_ALL, BackendRef, ReadIngress, in_order, read_ingress
@@ -26,6 +25,7 @@ from services.compiler.policies import policy_of, render_bundle
 from services.compiler.settings import GlobalSettings, parse_settings
 from services.compiler.tables import Tables
 from services.compiler.world import World
+from services.shared.checks.classes import is_ours
 from services.shared.contracts.delta import Delta
 from services.shared.contracts.objects import ConfigMap, EndpointSlice, Ingress, Key, Secret
 from services.shared.contracts.problem import Problem, Reason, Verdict
@@ -98,7 +98,7 @@ class Engine:
     def knows(self, namespace: str, name: str) -> bool:
         """Whether there is such an Ingress, and it is ours."""
         found = self.world.get(Ingress, namespace, name)
-        return found is not None and is_ours(found, self.world, self.flags)
+        return found is not None and is_ours(found, self.world.ingress_class, self.flags)
 
     def apply(self, delta: Delta) -> bool:
         """Take one delta; whether it matters to anything."""
@@ -200,7 +200,7 @@ class Engine:
     def _read_one(self, place: Place) -> None:
         found = self.world.get(Ingress, *place)
         key = Key("Ingress", *place)
-        if found is None or found.metadata.deletion_timestamp or not is_ours(found, self.world, self.flags):
+        if found is None or found.metadata.deletion_timestamp or not is_ours(found, self.world.ingress_class, self.flags):
             self._forget(place, key)
             return
         read = read_ingress(found, self.settings)

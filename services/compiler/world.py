@@ -66,6 +66,9 @@ class World:
         found = self._objects[kind.__name__].get((namespace, name))
         return found if isinstance(found, kind) else None
 
+    def ingress_class(self, name: str) -> IngressClass | None:
+        return self.get(IngressClass, "", name)
+
     def all(self, kind: type[T]) -> Iterator[T]:
         for obj in self._objects[kind.__name__].values():
             if isinstance(obj, kind):

@@ -31,6 +31,14 @@ class Flags(Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fi
     election_ttl: float = 15.0
     """Seconds. ingress-nginx's default is 30; it is half of that here, so that a takeover takes no longer."""
     disable_leader_election: bool = False
+    update_status: bool = True
+    update_status_on_shutdown: bool = True
+    publish_service: str = ""
+    """`namespace/name` of the Service whose addresses go to Ingress status."""
+    publish_status_address: str = ""
+    """Addresses and host names for Ingress status, separated by commas; goes before `publish_service`."""
+    status_update_interval: int = 60
+    """Seconds between two comparisons of all statuses with what they should be."""
 
 
 Parsed = str | bool | int | float
@@ -48,9 +56,9 @@ NOT_THERE_YET: Final = frozenset(
     exclude-socket-metrics health-check-path health-check-timeout healthz-host internal-logger-address kubeconfig length-buckets
     max-buckets maxmind-edition-ids maxmind-license-key maxmind-mirror maxmind-retries-count maxmind-retries-timeout metrics-per-host
     metrics-per-undefined-host monitor-max-batch-size post-shutdown-grace-period profiler-address profiler-port profiling
-    publish-service publish-status-address report-node-internal-ip-address report-status-classes shutdown-grace-period size-buckets
-    ssl-passthrough-proxy-port status-port status-update-interval stream-port sync-period sync-rate-limit tcp-services-configmap
-    time-buckets udp-services-configmap update-status update-status-on-shutdown validating-webhook validating-webhook-certificate
+    report-node-internal-ip-address report-status-classes shutdown-grace-period size-buckets
+    ssl-passthrough-proxy-port status-port stream-port sync-period sync-rate-limit tcp-services-configmap
+    time-buckets udp-services-configmap validating-webhook validating-webhook-certificate
     validating-webhook-key version watch-namespace-selector v vmodule logtostderr alsologtostderr stderrthreshold log_dir log_file
     log_file_max_size log_backtrace_at add_dir_header skip_headers skip_log_headers one_output legacy_stderr_threshold_behavior
     """.split()
@@ -93,6 +101,19 @@ def _port(value: str) -> int:
     return int(value)
 
 
+def _addresses(value: str) -> str:
+    for part in filter(None, (p.strip() for p in value.split(","))):
+        if not re.fullmatch(r"[0-9A-Za-z]([-0-9A-Za-z.:]{0,251}[0-9A-Za-z])?", part, re.ASCII):
+            raise FlagError("is a list of addresses and host names, for example 203.0.113.7,lb.example.com")
+    return value
+
+
+def _interval(value: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,6}", value, re.ASCII):
+        raise FlagError("is a number of seconds, for example 60")
+    return max(5, int(value))
+
+
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -121,6 +142,11 @@ _PARSERS: Final[dict[str, Callable[[str], Parsed]]] = {
     "election-id": _text,
     "election-ttl": _duration,
     "disable-leader-election": _boolean,
+    "update-status": _boolean,
+    "update-status-on-shutdown": _boolean,
+    "publish-service": _reference,
+    "publish-status-address": _addresses,
+    "status-update-interval": _interval,
 }
 """One entry for each field of `Flags`."""
 

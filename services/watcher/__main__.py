@@ -14,23 +14,24 @@ from services.shared.telemetry import lifecycle
 from services.watcher.options import WatcherOptions
 from services.watcher.service import Elect, Told, Watcher
 from services.watcher.sources.port import Source
+from services.watcher.status.writer import StatusWriter
 
 __all__ = ["WatcherOptions", "main", "serve"]
 
 
 async def serve(bus: Bus, options: WatcherOptions, stop: asyncio.Event) -> None:
     """Watch and publish on a connected bus until `stop`."""
-    async with _source(options) as (source, elect):
-        await Watcher(bus, source, options, elect).run(stop)
+    async with _source(options) as (source, elect, status):
+        await Watcher(bus, source, options, elect, status).run(stop)
 
 
 @contextlib.asynccontextmanager
-async def _source(options: WatcherOptions) -> AsyncIterator[tuple[Source, Elect | None]]:
+async def _source(options: WatcherOptions) -> AsyncIterator[tuple[Source, Elect | None, StatusWriter | None]]:
     """Each imported only when it is used: a directory needs no Kubernetes client, a cluster no file watcher."""
     if options.manifests is not None:
         from services.watcher.sources.directory import DirectorySource
 
-        yield DirectorySource(options.manifests), None
+        yield DirectorySource(options.manifests), None, None
         return
     from services.shared.kube.client import Api
     from services.shared.kube.lease import Leader, LeaseOptions
@@ -51,7 +52,10 @@ async def _source(options: WatcherOptions) -> AsyncIterator[tuple[Source, Elect 
         await leaders[0].run()
 
     try:
-        yield KubernetesSource(api, flags), None if flags.disable_leader_election else elect
+        if flags.disable_leader_election:
+            yield KubernetesSource(api, flags), None, None  # without a leader nobody writes
+        else:
+            yield KubernetesSource(api, flags), elect, StatusWriter(api, flags)
     finally:
         for leader in leaders:
             await leader.release()

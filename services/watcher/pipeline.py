@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from services.shared.bus.port import Bus
 from services.shared.contracts import subjects
 from services.shared.contracts.problem import Problem
 from services.shared.sealing.keyfile import KeyFile
 from services.shared.telemetry.logs import get_logger
+from services.watcher.changes import ObjectChanges
 from services.watcher.options import WatcherOptions
 from services.watcher.publish import Publisher, StreamWentBack
 from services.watcher.selection import Selection
@@ -23,7 +24,9 @@ log = get_logger(__name__)
 class Pipeline:
     """See the module. Hold `lock` around `round`s that belong together."""
 
-    def __init__(self, bus: Bus, source: Source, options: WatcherOptions) -> None:
+    def __init__(self, bus: Bus, source: Source, options: WatcherOptions, seen: Callable[[ObjectChanges], None] | None = None) -> None:
+        """`seen` is told of everything that is published, whether this watcher publishes it or another."""
+        self._seen = seen
         self.lock = asyncio.Lock()
         self._bus = bus
         self._source = source
@@ -69,6 +72,8 @@ class Pipeline:
         started = observed_at or time.time()
         changes = await self._source.look(paths)
         selected = self._selection.apply(changes.objects)
+        if self._seen is not None:
+            self._seen(selected)
         if selected:
             self._publisher.want(selected, observed_at=started, traces=traces(selected, started))
         # Before the source has been listed once, what is not there is only not known.

@@ -16,12 +16,15 @@ from services.shared.contracts import subjects
 from services.shared.contracts.delta import decode_sync_mark
 from services.shared.contracts.problem import Problem, Reason
 from services.shared.contracts.report import WatcherReport
+from services.shared.kube.client import KubeError
 from services.shared.telemetry.lifecycle import until
 from services.shared.telemetry.logs import get_logger
+from services.watcher.changes import ObjectChanges
 from services.watcher.options import WatcherOptions
 from services.watcher.pipeline import Pipeline
 from services.watcher.questions import Questions
 from services.watcher.sources.port import Hint, Source
+from services.watcher.status.writer import StatusWriter
 
 log = get_logger(__name__)
 
@@ -30,6 +33,8 @@ RETRY_SECONDS: Final = (0.05, 2.0)
 """First and longest wait after the bus refused."""
 MARKS_MISSED: Final = 3
 """A watcher that stands by takes over when it has missed so many periodic marks."""
+CLEAR_SECONDS: Final = 5.0
+"""For taking addresses away at the end."""
 REPORT_PAUSE_SECONDS: Final = 0.2
 """At least so much between two reports."""
 
@@ -42,13 +47,20 @@ Elect = Callable[[Told, Told], Coroutine[None, None, None]]
 class Watcher:
     """See the module."""
 
-    def __init__(self, bus: Bus, source: Source, options: WatcherOptions, elect: Elect | None = None) -> None:
-        """`elect`: who of several leads; None: the later one does, and the other takes over when it is silent."""
+    def __init__(
+        self, bus: Bus, source: Source, options: WatcherOptions, elect: Elect | None = None, status: StatusWriter | None = None
+    ) -> None:
+        """`elect`: who of several leads; None: the later one does, and the other takes over when it is silent.
+
+        `status`: written while leading.
+        """
+        self._status = status
+        self._writing: asyncio.Task[None] | None = None
         self._bus = bus
         self._source = source
         self._options = options
         self._elect = elect
-        self._pipeline = Pipeline(bus, source, options)
+        self._pipeline = Pipeline(bus, source, options, self._note_status if status is not None else None)
         if elect is not None:
             self._pipeline.stand_by()
         self._questions = Questions(self._pipeline)
@@ -66,8 +78,32 @@ class Watcher:
             # The watch first: nothing is missed between it and the first look.
             await until(stop, self._collect_hints(stop), self._work(), self._report())
         finally:
+            await self._end_status()
             await self._questions.close()
             await self._stop_serving()
+
+    # --- status
+
+    def _note_status(self, changes: ObjectChanges) -> None:
+        if self._status is not None:
+            for key, obj in changes.items():
+                self._status.note(key, obj)
+
+    async def _end_status(self) -> None:
+        await self._stop_writing()
+        if self._status is None or not self._pipeline.leading:
+            return
+        with contextlib.suppress(BusError, KubeError, TimeoutError):
+            async with asyncio.timeout(CLEAR_SECONDS):
+                others = (await self._bus.entries(subjects.WATCHERS_BUCKET)).keys() - {self._options.name}
+                if not others:
+                    await self._status.clear()
+
+    async def _stop_writing(self) -> None:
+        if self._writing is not None:
+            self._writing.cancel()
+            await asyncio.gather(self._writing, return_exceptions=True)
+            self._writing = None
 
     async def _work(self) -> None:
         await self._retrying(self._pipeline.begin)
@@ -81,11 +117,14 @@ class Watcher:
     async def _won(self) -> None:
         async with self._pipeline.lock:
             self._pipeline.lead()
+        if self._status is not None:
+            self._writing = asyncio.create_task(self._status.run())
         await self._retrying(self._first_round)
         await self._retrying(self._serve)
 
     async def _lost(self) -> None:
         self._pipeline.stand_by()
+        await self._stop_writing()
         await self._stop_serving()
 
     async def _serve(self) -> None:

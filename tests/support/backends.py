@@ -29,8 +29,8 @@ async def _echo(request: web.Request) -> web.StreamResponse | None:
 
 
 @contextlib.contextmanager
-def backends(*names: str) -> Iterator[dict[str, int]]:
-    """name -> port on 127.0.0.1."""
+def backends(*names: str, address: str = "127.0.0.1") -> Iterator[dict[str, int]]:
+    """name -> port on `address`."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -43,7 +43,7 @@ def backends(*names: str) -> Iterator[dict[str, int]]:
             app.router.add_route("*", "/{tail:.*}", _answers(name))
             runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2, keepalive_timeout=3600)
             await runner.setup()
-            site = web.TCPSite(runner, "127.0.0.1", 0)
+            site = web.TCPSite(runner, address, 0)
             await site.start()
             runners.append(runner)
             ports[name] = runner.addresses[0][1]

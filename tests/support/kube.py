@@ -88,6 +88,8 @@ class KubeServer:
         (self.directory / "clients.crt").write_bytes(self._authority.certificate)
         key = ec.generate_private_key(ec.SECP256R1())
         (self.directory / "accounts.key").write_bytes(_private(key))
+        public = key.public_key().public_bytes(PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        (self.directory / "accounts.pub").write_bytes(public)
         self._etcd = self._run("etcd", *self._etcd_arguments())
         await self.start()
         return self
@@ -118,7 +120,7 @@ class KubeServer:
             *("--etcd-servers", f"http://127.0.0.1:{self._etcd_port}", "--secure-port", str(self.port), "--bind-address", "127.0.0.1"),
             *("--tls-cert-file", str(d / "serving/tls.crt"), "--tls-private-key-file", str(d / "serving/tls.key")),
             *("--client-ca-file", str(d / "clients.crt"), "--authorization-mode", "RBAC", "--anonymous-auth=false"),
-            *("--service-account-issuer", "https://kubernetes.default.svc", "--service-account-key-file", str(d / "accounts.key")),
+            *("--service-account-issuer", "https://kubernetes.default.svc", "--service-account-key-file", str(d / "accounts.pub")),
             *("--service-account-signing-key-file", str(d / "accounts.key"), "--disable-admission-plugins", "ServiceAccount"),
             *("--service-cluster-ip-range", "10.96.0.0/16", "--allow-privileged=true", "--profiling=false"),
             *("--watch-cache-sizes", "", "--min-request-timeout", "300"),

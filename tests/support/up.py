@@ -48,8 +48,15 @@ class SluiceUp:
     """One `sluice up`. `start` returns when it is ready."""
 
     def __init__(
-        self, directory: Path, *, nodes: int = 2, arguments: tuple[str, ...] = (), environment: dict[str, str] | None = None
+        self,
+        directory: Path,
+        *,
+        nodes: int = 2,
+        arguments: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
+        kubeconfig: Path | None = None,
     ) -> None:
+        self._kubeconfig = kubeconfig
         self.state = directory / "state"
         self.manifests = directory / "manifests"
         self.manifests.mkdir(parents=True, exist_ok=True)
@@ -69,7 +76,8 @@ class SluiceUp:
     def launch(self) -> None:
         """Start it, without waiting."""
         command = [
-            *(sys.executable, "-m", "services.cli", "up", "--state", str(self.state), "--manifests", str(self.manifests)),
+            *(sys.executable, "-m", "services.cli", "up", "--state", str(self.state)),
+            *(("--manifests", str(self.manifests)) if self._kubeconfig is None else ("--kubeconfig", str(self._kubeconfig))),
             *("--nodes", str(self.nodes), "--http-port", str(self.http[0]), "--https-port", str(self.https[0])),
             *("--healthz-port", str(self.health[0]), "--webhook-port", str(self.webhook), "--json", *self._arguments),
         ]

@@ -35,17 +35,17 @@ class LeaseOptions(Struct, frozen=True, kw_only=True):
     """How long a Lease is held without being renewed. Renewed every fifth of it; given up after two thirds without success."""
 
 
-class _Spec(Struct, rename="camel"):
+class _Spec(Struct, frozen=True, rename="camel"):
     holder_identity: str | None = None
     renew_time: str | None = None
     lease_transitions: int | None = None
 
 
-class _Meta(Struct, rename="camel"):
+class _Meta(Struct, frozen=True, rename="camel"):
     resource_version: str = ""
 
 
-class _Lease(Struct):
+class _Lease(Struct, frozen=True):
     metadata: _Meta = _Meta()
     spec: _Spec = _Spec()
 

@@ -46,12 +46,12 @@ class Collection(Struct, frozen=True, kw_only=True):
         return {"fieldSelector": f"metadata.name={self.name}"} if self.name else {}
 
 
-class _Named(Struct):
+class _Named(Struct, frozen=True):
     name: str = ""
     namespace: str = ""
 
 
-class _Anything(Struct):
+class _Anything(Struct, frozen=True):
     metadata: _Named = _Named()
 
 

@@ -31,26 +31,26 @@ LONGEST_DELAY_SECONDS: Final = 30.0
 GONE: Final = 410
 
 
-class _Meta(Struct, rename="camel"):
+class _Meta(Struct, frozen=True, rename="camel"):
     resource_version: str = ""
     continue_: str = msgspec.field(default="", name="continue")
 
 
-class _List(Struct):
+class _List(Struct, frozen=True):
     metadata: _Meta = _Meta()
     items: list[Raw] | None = None
 
 
-class _Event(Struct):
+class _Event(Struct, frozen=True):
     type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"]
     object: Raw
 
 
-class _Marked(Struct):
+class _Marked(Struct, frozen=True):
     metadata: _Meta = _Meta()
 
 
-class _Status(Struct):
+class _Status(Struct, frozen=True):
     code: int = 0
     message: str = ""
     reason: str = ""

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from services.compiler.world import World
+from collections.abc import Callable
+
 from services.shared.contracts.objects import Ingress, IngressClass
 from services.shared.flags import Flags
 
 CLASS_ANNOTATION = "kubernetes.io/ingress.class"
 
 
-def is_ours(ingress: Ingress, world: World, flags: Flags) -> bool:
+FindClass = Callable[[str], IngressClass | None]
+"""An IngressClass by name."""
+
+
+def is_ours(ingress: Ingress, find: FindClass, flags: Flags) -> bool:
     """spec.ingressClassName decides alone where set; else the annotation; else --watch-ingress-without-class."""
     if flags.watch_namespace and ingress.metadata.namespace != flags.watch_namespace:
         return False
     name = ingress.spec.ingress_class_name
     if name is not None:
-        found = world.get(IngressClass, "", name)
+        found = find(name)
         if found is None:
             return False
         return found.spec.controller == flags.controller_class or (flags.ingress_class_by_name and name == flags.ingress_class)
