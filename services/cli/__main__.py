@@ -23,6 +23,7 @@ COMMANDS: Final[dict[str, str]] = {
     "compile": "Compile a directory of manifests to IR, nginx text or table rows, without a running sluice.",
     "keys": "The keys that secrets are sealed with on the bus: list, rotate.",
     "node": "Shut a lost edge node out (revoke), or let it in again (admit).",
+    "certgen": "Make the admission certificate in a cluster (create), and have the API server trust it (patch).",
     "annotations": "Every annotation that is honoured: type, default, risk, scope, effect.",
     "watcher": "Run a watcher (one process of `up`).",
     "compiler": "Run a compiler (one process of `up`).",

@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import os
 import ssl
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -35,12 +36,16 @@ class CertificatePaths(Struct, frozen=True, kw_only=True):
     key: Path
 
 
-def make_certificate(directory: Path, hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")) -> CertificatePaths:
-    """A certificate for `hosts` under a CA of its own, whose key is thrown away; what is there and still good is kept."""
-    paths = CertificatePaths(ca=directory / "ca.crt", certificate=directory / "tls.crt", key=directory / "tls.key")
-    if _still_good(paths, hosts):
-        return paths
-    directory.mkdir(parents=True, exist_ok=True)
+class Material(Struct, frozen=True, kw_only=True):
+    """PEM. The CA's key was thrown away after signing."""
+
+    ca: bytes
+    certificate: bytes
+    key: bytes
+
+
+def generate(hosts: Sequence[str], *, traditional_key: bool = False) -> Material:
+    """A certificate for DNS names and addresses, under a CA of its own. `traditional_key`: SEC1 (`EC PRIVATE KEY`) instead of PKCS 8."""
     now = datetime.now(UTC)
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "sluice webhook CA")])
@@ -61,10 +66,25 @@ def make_certificate(directory: Path, hosts: tuple[str, ...] = ("localhost", "12
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
         .sign(ca_key, hashes.SHA256())
     )
-    pem, private = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    _write(paths.key, key.private_bytes(pem, private, serialization.NoEncryption()))
-    _write(paths.certificate, certificate.public_bytes(pem))
-    _write(paths.ca, ca.public_bytes(pem))
+    pem = serialization.Encoding.PEM
+    form = serialization.PrivateFormat.TraditionalOpenSSL if traditional_key else serialization.PrivateFormat.PKCS8
+    return Material(
+        ca=ca.public_bytes(pem),
+        certificate=certificate.public_bytes(pem),
+        key=key.private_bytes(pem, form, serialization.NoEncryption()),
+    )
+
+
+def make_certificate(directory: Path, hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")) -> CertificatePaths:
+    """A certificate for `hosts` under a CA of its own, whose key is thrown away; what is there and still good is kept."""
+    paths = CertificatePaths(ca=directory / "ca.crt", certificate=directory / "tls.crt", key=directory / "tls.key")
+    if _still_good(paths, hosts):
+        return paths
+    directory.mkdir(parents=True, exist_ok=True)
+    material = generate(hosts)
+    _write(paths.key, material.key)
+    _write(paths.certificate, material.certificate)
+    _write(paths.ca, material.ca)
     return paths
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import sys
 import time
@@ -25,13 +26,13 @@ def teller(*, as_json: bool) -> Teller:
     return Fancy() if sys.stdout.isatty() else Lines()
 
 
-class Teller:
+class Teller(abc.ABC):
     """Shows events."""
 
-    def __call__(self, event: str, /, **fields: Any) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __call__(self, event: str, /, **fields: Any) -> None: ...
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most have nothing to end
         """Before the process ends."""
 
 

@@ -1,0 +1,92 @@
+"""`sluice certgen`: what kube-webhook-certgen does, under its flags."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from services.cli import options
+from services.cli.errors import Stop
+
+if TYPE_CHECKING:
+    from services.shared.kube.client import Api
+
+
+@click.group("certgen")
+@click.option("--kubeconfig", type=options.path(exists=True, dir_okay=False), help="Which cluster.  [default: this pod's]")
+@click.option("--log-level", default="info", hidden=True, help="Taken, without effect.")
+@click.option("--log-format", default="json", hidden=True, help="Taken, without effect.")
+@click.pass_context
+def command(context: click.Context, kubeconfig: Path | None, log_level: str, log_format: str) -> None:
+    """Make the admission webhook's certificate in the cluster, and have the API server trust it. Takes kube-webhook-certgen's flags."""
+    context.obj = kubeconfig
+
+
+def _run(kubeconfig: Path | None, work: Callable[[Api], Awaitable[object]]) -> None:
+    from services.shared.kube.client import Api, KubeError
+    from services.shared.telemetry import logs
+    from services.webhook.certgen import CertgenError
+
+    async def run() -> None:
+        api = await Api.connect(kubeconfig)
+        try:
+            await work(api)
+        finally:
+            await api.close()
+
+    logs.configure("certgen")
+    try:
+        asyncio.run(run())
+    except (CertgenError, KubeError) as error:
+        raise Stop(str(error)) from None
+
+
+@command.command("create")
+@click.option("--host", required=True, help="DNS names and addresses of the webhook, separated by commas.")
+@click.option("--namespace", required=True)
+@click.option("--secret-name", required=True)
+@click.option("--cert-name", default="cert", show_default=True, help="The Secret's key for the certificate.")
+@click.option("--key-name", default="key", show_default=True, help="The Secret's key for the private key.")
+@click.pass_obj
+def create(kubeconfig: Path | None, host: str, namespace: str, secret_name: str, cert_name: str, key_name: str) -> None:
+    """Make the Secret, unless it is there already."""
+    from services.webhook import certgen
+
+    place = certgen.Place(namespace=namespace, secret=secret_name, certificate_key=cert_name, private_key=key_name)
+    _run(kubeconfig, lambda api: certgen.create(api, place, host.split(",")))
+
+
+@command.command("patch")
+@click.option("--namespace", required=True)
+@click.option("--secret-name", required=True)
+@click.option("--webhook-name", default="", help="Of the webhook configurations.")
+@click.option("--apiservice-name", default="", help="Of an APIService.")
+@click.option("--patch-validating", default=True, show_default=True, type=bool)
+@click.option("--patch-mutating", default=True, show_default=True, type=bool)
+@click.option("--patch-failure-policy", default="", help="Ignore or Fail.  [default: left as it is]")
+@click.pass_obj
+def patch(
+    kubeconfig: Path | None,
+    namespace: str,
+    secret_name: str,
+    webhook_name: str,
+    apiservice_name: str,
+    patch_validating: bool,
+    patch_mutating: bool,
+    patch_failure_policy: str,
+) -> None:
+    """Put the Secret's CA into webhook configurations."""
+    from services.webhook import certgen
+
+    wanted = certgen.Patch(
+        webhook=webhook_name,
+        api_service=apiservice_name,
+        validating=patch_validating,
+        mutating=patch_mutating,
+        failure_policy=patch_failure_policy,
+    )
+    _run(kubeconfig, lambda api: certgen.patch(api, certgen.Place(namespace=namespace, secret=secret_name), wanted))
