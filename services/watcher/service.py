@@ -24,6 +24,7 @@ from services.watcher.options import WatcherOptions
 from services.watcher.pipeline import Pipeline
 from services.watcher.questions import Questions
 from services.watcher.sources.port import Hint, Source
+from services.watcher.status.events import EventWriter
 from services.watcher.status.writer import StatusWriter
 
 log = get_logger(__name__)
@@ -48,12 +49,19 @@ class Watcher:
     """See the module."""
 
     def __init__(
-        self, bus: Bus, source: Source, options: WatcherOptions, elect: Elect | None = None, status: StatusWriter | None = None
+        self,
+        bus: Bus,
+        source: Source,
+        options: WatcherOptions,
+        elect: Elect | None = None,
+        status: StatusWriter | None = None,
+        events: EventWriter | None = None,
     ) -> None:
         """`elect`: who of several leads; None: the later one does, and the other takes over when it is silent.
 
-        `status`: written while leading.
+        `status`, `events`: written while leading.
         """
+        self._events = events
         self._status = status
         self._writing: asyncio.Task[None] | None = None
         self._bus = bus
@@ -88,6 +96,8 @@ class Watcher:
         if self._status is not None:
             for key, obj in changes.items():
                 self._status.note(key, obj)
+                if self._events is not None and key.kind == "Ingress":
+                    self._events.note(key.namespace, key.name, obj.metadata.uid if obj is not None else "")
 
     async def _end_status(self) -> None:
         await self._stop_writing()
@@ -118,7 +128,8 @@ class Watcher:
         async with self._pipeline.lock:
             self._pipeline.lead()
         if self._status is not None:
-            self._writing = asyncio.create_task(self._status.run())
+            writers = [self._status.run(), *([self._events.run()] if self._events is not None else [])]
+            self._writing = asyncio.create_task(until(asyncio.Event(), *writers))
         await self._retrying(self._first_round)
         await self._retrying(self._serve)
 

@@ -1,4 +1,4 @@
-"""What kube-webhook-certgen does (compat: kube-webhook-certgen.md): a Secret with a CA and a certificate, and its CA in webhook configurations.
+"""What kube-webhook-certgen does: a Secret with a CA and a certificate, and its CA in webhook configurations.
 
 Its `--patch-failure-policy Ignore` has no effect in the original; here it is written.
 """

@@ -45,6 +45,7 @@ async def test_apply_serves_on_two_nodes_and_scaling_costs_nothing(kube: KubeSer
             await kube.apply(*_service(namespace, numbers[:1]), tls_secret("tls", host, namespace=namespace), made)
             await asyncio.to_thread(up.wait)
             assert [get(port, host)[0] for port in up.http] == [200, 200]
+            await _described(kube, namespace, "web", "Live", "live on all 2 nodes")
             assert {n for port in up.https for n in peer_names(port, host)} == {host}
             before = await asyncio.to_thread(up.reloads)
 
@@ -58,8 +59,22 @@ async def test_apply_serves_on_two_nodes_and_scaling_costs_nothing(kube: KubeSer
             assert tally.failures == []
             assert await asyncio.to_thread(up.reloads) == before
 
+            bad = ingress("bad", {host: {"/bad": "web"}}, annotations={"limit-rps": "many"}, namespace=namespace)
+            await kube.apply(bad)
+            await _described(kube, namespace, "bad", "Rejected", "limit-rps")
+
             await kube.kubectl("delete", "-n", namespace, "ingress/web")
             await asyncio.to_thread(up.wait)
             assert [get(port, host)[0] for port in up.http] == [404, 404]
         finally:
             await asyncio.to_thread(up.__exit__)
+
+
+async def _described(kube: KubeServer, namespace: str, name: str, *words: str) -> None:
+    """Until `kubectl describe` shows an Event with all of these words."""
+    async with asyncio.timeout(30):
+        while True:
+            shown = await kube.kubectl("describe", "-n", namespace, f"ingress/{name}")
+            if any(all(word in line for word in words) for line in shown.splitlines()):
+                return
+            await asyncio.sleep(0.2)

@@ -118,7 +118,7 @@ class StatusWriter:
     async def run(self) -> None:
         """For ever; cancelled when leadership ends."""
         if not self._flags.update_status:
-            return
+            await asyncio.Event().wait()
         while True:
             try:
                 await self._read_all()
