@@ -15,6 +15,7 @@ from services.watcher.options import WatcherOptions
 from services.watcher.service import Elect, Told, Watcher
 from services.watcher.sources.port import Source
 from services.watcher.status.events import EventWriter
+from services.watcher.status.reporting import Reporting
 from services.watcher.status.writer import StatusWriter
 
 __all__ = ["WatcherOptions", "main", "serve"]
@@ -22,17 +23,17 @@ __all__ = ["WatcherOptions", "main", "serve"]
 
 async def serve(bus: Bus, options: WatcherOptions, stop: asyncio.Event) -> None:
     """Watch and publish on a connected bus until `stop`."""
-    async with _source(bus, options) as (source, elect, status, events):
-        await Watcher(bus, source, options, elect, status, events).run(stop)
+    async with _source(bus, options) as (source, elect, reporting):
+        await Watcher(bus, source, options, elect, reporting).run(stop)
 
 
 @contextlib.asynccontextmanager
-async def _source(bus: Bus, options: WatcherOptions) -> AsyncIterator[tuple[Source, Elect | None, StatusWriter | None, EventWriter | None]]:
+async def _source(bus: Bus, options: WatcherOptions) -> AsyncIterator[tuple[Source, Elect | None, Reporting | None]]:
     """Each imported only when it is used: a directory needs no Kubernetes client, a cluster no file watcher."""
     if options.manifests is not None:
         from services.watcher.sources.directory import DirectorySource
 
-        yield DirectorySource(options.manifests), None, None, None
+        yield DirectorySource(options.manifests), None, None
         return
     from services.shared.kube.client import Api
     from services.shared.kube.lease import Leader, LeaseOptions
@@ -54,9 +55,9 @@ async def _source(bus: Bus, options: WatcherOptions) -> AsyncIterator[tuple[Sour
 
     try:
         if flags.disable_leader_election:
-            yield KubernetesSource(api, flags), None, None, None  # without a leader nobody writes
+            yield KubernetesSource(api, flags), None, None  # without a leader nobody writes
         else:
-            yield KubernetesSource(api, flags), elect, StatusWriter(api, flags), EventWriter(api, bus, options.name)
+            yield KubernetesSource(api, flags), elect, Reporting(StatusWriter(api, flags), EventWriter(api, bus, options.name))
     finally:
         for leader in leaders:
             await leader.release()

@@ -19,13 +19,11 @@ from services.shared.contracts.report import WatcherReport
 from services.shared.kube.client import KubeError
 from services.shared.telemetry.lifecycle import until
 from services.shared.telemetry.logs import get_logger
-from services.watcher.changes import ObjectChanges
 from services.watcher.options import WatcherOptions
 from services.watcher.pipeline import Pipeline
 from services.watcher.questions import Questions
 from services.watcher.sources.port import Hint, Source
-from services.watcher.status.events import EventWriter
-from services.watcher.status.writer import StatusWriter
+from services.watcher.status.reporting import Reporting
 
 log = get_logger(__name__)
 
@@ -49,26 +47,19 @@ class Watcher:
     """See the module."""
 
     def __init__(
-        self,
-        bus: Bus,
-        source: Source,
-        options: WatcherOptions,
-        elect: Elect | None = None,
-        status: StatusWriter | None = None,
-        events: EventWriter | None = None,
+        self, bus: Bus, source: Source, options: WatcherOptions, elect: Elect | None = None, reporting: Reporting | None = None
     ) -> None:
         """`elect`: who of several leads; None: the later one does, and the other takes over when it is silent.
 
-        `status`, `events`: written while leading.
+        `reporting`: runs while leading.
         """
-        self._events = events
-        self._status = status
+        self._reporting = reporting
         self._writing: asyncio.Task[None] | None = None
         self._bus = bus
         self._source = source
         self._options = options
         self._elect = elect
-        self._pipeline = Pipeline(bus, source, options, self._note_status if status is not None else None)
+        self._pipeline = Pipeline(bus, source, options, reporting.note if reporting is not None else None)
         if elect is not None:
             self._pipeline.stand_by()
         self._questions = Questions(self._pipeline)
@@ -86,28 +77,21 @@ class Watcher:
             # The watch first: nothing is missed between it and the first look.
             await until(stop, self._collect_hints(stop), self._work(), self._report())
         finally:
-            await self._end_status()
+            await self._end_reporting()
             await self._questions.close()
             await self._stop_serving()
 
-    # --- status
+    # --- back to the API
 
-    def _note_status(self, changes: ObjectChanges) -> None:
-        if self._status is not None:
-            for key, obj in changes.items():
-                self._status.note(key, obj)
-                if self._events is not None and key.kind == "Ingress":
-                    self._events.note(key.namespace, key.name, obj.metadata.uid if obj is not None else "")
-
-    async def _end_status(self) -> None:
+    async def _end_reporting(self) -> None:
         await self._stop_writing()
-        if self._status is None or not self._pipeline.leading:
+        if self._reporting is None or not self._pipeline.leading:
             return
         with contextlib.suppress(BusError, KubeError, TimeoutError):
             async with asyncio.timeout(CLEAR_SECONDS):
                 others = (await self._bus.entries(subjects.WATCHERS_BUCKET)).keys() - {self._options.name}
                 if not others:
-                    await self._status.clear()
+                    await self._reporting.clear()
 
     async def _stop_writing(self) -> None:
         if self._writing is not None:
@@ -127,9 +111,8 @@ class Watcher:
     async def _won(self) -> None:
         async with self._pipeline.lock:
             self._pipeline.lead()
-        if self._status is not None:
-            writers = [self._status.run(), *([self._events.run()] if self._events is not None else [])]
-            self._writing = asyncio.create_task(until(asyncio.Event(), *writers))
+        if self._reporting is not None:
+            self._writing = asyncio.create_task(self._reporting.run())
         await self._retrying(self._first_round)
         await self._retrying(self._serve)
 
