@@ -59,11 +59,15 @@ class Cell:
         self._url = url
         self._directory = directory
 
+    def kubeconfig(self) -> Path:
+        """As whom a watcher comes to the API server."""
+        return self.kube.kubeconfig()
+
     @contextlib.asynccontextmanager
     async def watcher(self, name: str = "watcher", flags: Flags = FLAGS, *, ready: bool = True) -> AsyncIterator[asyncio.Task[None]]:
         stop = asyncio.Event()
         options = WatcherOptions(
-            kubeconfig=self.kube.kubeconfig(), name=name, flags=flags, seal_keys=key_directory(self._directory / "seal"), verify_seconds=5.0
+            kubeconfig=self.kubeconfig(), name=name, flags=flags, seal_keys=key_directory(self._directory / "seal"), verify_seconds=5.0
         )
         async with JetStreamBus(self._url, name=name) as bus:
             task = asyncio.create_task(serve(bus, options, stop))
