@@ -201,12 +201,13 @@ async def test_the_same_name_made_anew_is_another_object() -> None:
 async def test_a_read_that_shows_what_is_not_seen_yet_is_not_caught_up() -> None:
     script = Script([listed(made("a", 3), version=5)], [[], []])
     _, running = await play(script, lambda _, r: r.listed)
-    for answer, caught_up in (
+    answers: list[tuple[Step, bool]] = [
         (listed(made("a", 3), version=6), True),
         (listed(made("a", 2), version=6), True),
         (listed(made("a", 4), version=6), False),
         (listed(made("a", 3), made("b", 6), version=6), False),
         (listed(version=6), False),
-    ):
+    ]
+    for answer, caught_up in answers:
         script.lists = [answer]
         assert await running.caught_up() is caught_up
