@@ -1,14 +1,12 @@
 """Leadership by a Lease (coordination.k8s.io/v1), as client-go's leader election does it: one holder, renewed, taken over when it expires.
 
 No clock of another machine is believed: a Lease counts as expired when *this* process has seen it unchanged for its duration. A holder that
-cannot renew stops leading after two thirds of that, counted from before its last renewal was sent, so that never two lead.
+cannot renew stops leading before that, so that never two lead.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import math
 import random
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -36,15 +34,10 @@ class LeaseOptions(Struct, frozen=True, kw_only=True):
     seconds: float = 15.0
     """How long a Lease is held without being renewed. Renewed every fifth of it; given up after two thirds without success."""
 
-    @property
-    def leading_seconds(self) -> float:
-        """How long one renewal lets its holder lead."""
-        return self.seconds * 2 / 3
-
 
 class _Spec(Struct, frozen=True, rename="camel"):
     holder_identity: str | None = None
-    lease_duration_seconds: int | None = None
+    renew_time: str | None = None
     lease_transitions: int | None = None
 
 
@@ -57,80 +50,51 @@ class _Lease(Struct, frozen=True):
     spec: _Spec = _Spec()
 
 
-Told = Callable[[], Awaitable[None]]
-
-
 class Leader:
-    """One candidate."""
+    """`run` for ever. `won` and `lost` are awaited when leadership begins and ends."""
 
-    def __init__(self, api: Api, options: LeaseOptions) -> None:
+    def __init__(self, api: Api, options: LeaseOptions, *, won: Callable[[], Awaitable[None]], lost: Callable[[], Awaitable[None]]) -> None:
         self._api = api
         self._options = options
-        self._holding = False
-        self._until = 0.0
-        """Monotonic: how long the last renewal lets us lead."""
+        self._won = won
+        self._lost = lost
+        self.leading = False
+        self._renewed_at = 0.0
+        """Monotonic: before the last successful renewal was sent."""
         self._seen: tuple[str, float] = ("", 0.0)
         """The resourceVersion of another's Lease, and since when it is that."""
-        self._telling: asyncio.Task[None] | None = None
-
-    @property
-    def leading(self) -> bool:
-        """At this moment: also right where the process was stopped for a while and nobody has told it yet."""
-        return self._holding and _now() < self._until
 
     @property
     def _path(self) -> str:
         return f"/apis/coordination.k8s.io/v1/namespaces/{self._options.namespace}/leases"
 
-    async def run(self, won: Told, lost: Told) -> None:
-        """For ever. `won` is run when leadership begins and cancelled if it ends; then `lost` is awaited."""
-        try:
-            while True:
-                began = _now()
-                await self._judge(await self._attempt(began), began, won, lost)
-                await asyncio.sleep(self._pause())
-        finally:
-            await self._tell(None)
+    async def run(self) -> None:
+        pause = self._options.seconds / 5
+        while True:
+            began = asyncio.get_running_loop().time()
+            try:
+                async with asyncio.timeout(self._options.seconds / 3):
+                    held = await self._try(began)
+            except (KubeError, TimeoutError, msgspec.DecodeError) as error:
+                log.warning("the Lease could not be had or renewed", lease=self._options.name, error=str(error) or type(error).__name__)
+                held = None
+            await self._judge(held, began)
+            await asyncio.sleep(pause * random.uniform(0.8, 1.0))  # noqa: S311 - jitter
 
-    def _pause(self) -> float:
-        """Until the next attempt; never past the moment at which leading ends."""
-        pause = self._options.seconds / 5 * random.uniform(0.8, 1.0)  # noqa: S311 - jitter
-        return max(0.0, min(pause, self._until - _now())) if self._holding else pause
-
-    async def _attempt(self, began: float) -> bool | None:
-        """Whether we hold it; None: not known."""
-        deadline = began + self._options.seconds / 3
-        try:
-            async with asyncio.timeout_at(min(deadline, self._until) if self._holding else deadline):
-                return await self._try(began)
-        except (KubeError, TimeoutError, msgspec.DecodeError) as error:
-            log.warning("the Lease could not be had or renewed", lease=self._options.name, error=str(error) or type(error).__name__)
-            return None
-
-    async def _judge(self, held: bool | None, began: float, won: Told, lost: Told) -> None:
+    async def _judge(self, held: bool | None, began: float) -> None:
+        """`held` None: not known; what was held is believed for two thirds of its time."""
+        now = asyncio.get_running_loop().time()
         if held:
-            self._until = began + self._options.leading_seconds
-        keeps = (held or held is None and self._holding) and _now() < self._until
-        if keeps and not self._holding:
-            self._holding = True
+            self._renewed_at = began
+        keeps = held or (held is None and self.leading and now - self._renewed_at < self._options.seconds * 2 / 3)
+        if keeps and not self.leading:
+            self.leading = True
             log.info("leading", lease=self._options.name, holder=self._options.holder)
-            await self._tell(won)
-        elif self._holding and not keeps:
-            self._holding = False
+            await self._won()
+        elif self.leading and not keeps:
+            self.leading = False
             log.warning("no longer leading", lease=self._options.name)
-            await self._tell(None)
-            await lost()
-        elif self._telling is not None and self._telling.done():
-            self._telling.result()  # an error there ends the election, too
-
-    async def _tell(self, won: Told | None) -> None:
-        """Beside the renewals, which must not wait for it. None: end what was begun."""
-        former, self._telling = self._telling, None
-        if former is not None:
-            former.cancel()
-            await asyncio.wait([former])
-        if won is not None:
-            self._telling = asyncio.ensure_future(won())  # type: ignore[arg-type]
+            await self._lost()
 
     async def _try(self, now: float) -> bool:
         """Acquire or renew; whether we hold it."""
@@ -151,7 +115,7 @@ class Leader:
         if version != lease.metadata.resource_version:
             self._seen = (lease.metadata.resource_version, now)
             return False
-        return now - since >= (lease.spec.lease_duration_seconds or self._options.seconds)
+        return now - since >= self._options.seconds
 
     def _body(self, lease: _Lease) -> dict[str, Any]:
         options, now = self._options, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -165,7 +129,7 @@ class Leader:
             "metadata": metadata,
             "spec": {
                 "holderIdentity": options.holder,
-                "leaseDurationSeconds": math.ceil(options.seconds),
+                "leaseDurationSeconds": max(1, round(options.seconds)),
                 "renewTime": now,
                 "leaseTransitions": (lease.spec.lease_transitions or 0) + (not mine),
             },
@@ -181,18 +145,16 @@ class Leader:
         return True
 
     async def release(self) -> None:
-        """At a clean end, when nothing is published any more: the next one need not wait."""
-        if not self._holding:
+        """At a clean end: the next one need not wait."""
+        if not self.leading:
             return
-        self._holding = False
-        with contextlib.suppress(KubeError, msgspec.DecodeError):
+        self.leading = False
+        try:
             path = f"{self._path}/{self._options.name}"
             lease = msgspec.json.decode(await self._api.request("GET", path, timeout=3), type=_Lease)
             if lease.spec.holder_identity == self._options.holder:
                 body = self._body(lease)
                 body["spec"]["holderIdentity"] = ""
                 await self._api.request("PUT", path, body=body, timeout=3)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
+        except (KubeError, msgspec.DecodeError) as error:
+            log.debug("the Lease was not released", error=error)
