@@ -164,6 +164,8 @@ def lower_backend(ref: BackendRef, users: Users, world: World, settings: GlobalS
         balance = "chashsubset" if first.upstream_hash_by_subset else "chash"
     elif first is not None:
         balance = first.load_balance or settings.load_balance
+        if balance != "ewma":  # the words that need a key or a cookie, without one
+            balance = "round_robin"
     return BackendRow(
         name=ref.name if ref.port != FIRST_PORT else f"custom-default-backend-{ref.namespace}-{ref.service}",
         endpoints=addresses,

@@ -1,21 +1,18 @@
-"""Manifests -> the real compiler -> one real nginx, with small backends that answer what they received."""
+"""Manifests -> the real compiler -> one real nginx."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import json
-import ssl
+import re
 import subprocess
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from aiohttp import web
 
 from services.applier.control import Control, PushResult, lines_of, push_body
 from services.applier.nodeconf import NodeSettings, prepare_node, write_generation
@@ -49,7 +46,7 @@ class Edge:
             ["/usr/sbin/nginx", "-p", str(self.settings.directory), "-c", "current/nginx.conf", "-g", "daemon off;"],
             stderr=subprocess.DEVNULL,
         )
-        self._until(lambda: asyncio.run(Control(self.settings.control_socket).generation()) is not None)
+        until(self._answers, "nginx answers")
 
     def _compile(self, objects: Iterable[Mapping[str, Any]]) -> tuple[dict[str, bytes], tuple[str, ...]]:
         for n, obj in enumerate(objects):
@@ -111,92 +108,41 @@ class Edge:
     def access_log(self) -> list[str]:
         return (self.settings.directory / "logs" / "access.log").read_text().splitlines()
 
+    def errors(self, expected: Iterable[str] = ()) -> list[str]:
+        """Lines of the error log of level `error` and above, and what Lua warns of, but for those that an `expected` expression finds."""
+        bad = re.compile(r"\[(error|crit|alert|emerg)\]|\[warn\].*\[lua\]")
+        allowed = [re.compile(e) for e in expected]
+        return [line for line in self.error_log().splitlines() if bad.search(line) and not any(a.search(line) for a in allowed)]
+
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
             self._process.wait(20)
 
-    def _until(self, true: Any) -> None:
-        deadline = time.monotonic() + 20
-        while not true():
-            assert self._process is not None
-            assert self._process.poll() is None, self.error_log()[-2000:]
-            assert time.monotonic() < deadline, "nginx does not answer"
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.error_log()[-2000:]
+        return asyncio.run(Control(self.settings.control_socket).generation()) is not None
 
 
-def _echo(name: str) -> Any:
-    async def answer(request: web.Request) -> web.StreamResponse:
-        body = await request.read()
-        status = int(request.query.get("status", "200"))
-        extra = {k.removeprefix("h-"): v for k, v in request.query.items() if k.startswith("h-")}
-        if name == "auth":
-            allowed = request.headers.get("X-Token") == "good"
-            headers = {"X-User": "alice", "Set-Cookie": "auth=1", "WWW-Authenticate": "Token"} if allowed else {"WWW-Authenticate": "Token"}
-            status = 200 if allowed else int(request.headers.get("X-Fail", "401"))
-            request.app["log"].append(_received(name, request, body))
-            return web.Response(status=status, headers=headers)
-        if "size" in request.query:
-            return web.Response(body=b"x" * int(request.query["size"]))
-        if "sleep" in request.query:
-            await asyncio.sleep(float(request.query["sleep"]))
-        if "halves" in request.query:
-            return await _halves(request)
-        return web.json_response(_received(name, request, body), status=status, headers=extra)
-
-    return answer
-
-
-def _received(name: str, request: web.Request, body: bytes) -> dict[str, Any]:
-    headers = {k.lower(): v for k, v in request.headers.items()}
-    peer = request.transport.get_extra_info("peername")[1] if request.transport is not None else 0
-    return {"name": name, "method": request.method, "path": request.raw_path, "headers": headers, "bytes": len(body), "from": peer}
-
-
-async def _halves(request: web.Request) -> web.StreamResponse:
-    """Half an answer now, the other half some seconds later."""
-    response = web.StreamResponse()
-    await response.prepare(request)
-    await response.write(b"first")
-    await asyncio.sleep(float(request.query["halves"]))
-    await response.write(b"second")
-    return response
+def until(true: Callable[[], bool], what: str, seconds: float = 30) -> None:
+    """Returns as soon as `true()`; an error that names `what` after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"never came true: {what}"
+        time.sleep(0.01)
 
 
 @contextlib.contextmanager
-def echoes(*names: str, tls: ssl.SSLContext | None = None) -> Iterator[tuple[dict[str, int], list[dict[str, Any]]]]:
-    """(name -> port, what `auth` was asked). With `tls` they all speak HTTPS."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    runners: list[web.AppRunner] = []
-    log: list[dict[str, Any]] = []
-
-    async def start() -> dict[str, int]:
-        ports = {}
-        for name in names:
-            app = web.Application(client_max_size=1024**3)
-            app._state["log"] = log  # an untyped key would warn
-            app.router.add_route("*", "/{tail:.*}", _echo(name))
-            runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2)
-            await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
-            runners.append(runner)
-            ports[name] = runner.addresses[0][1]
-        return ports
-
-    async def end() -> None:
-        for runner in runners:
-            await runner.cleanup()
-
+def running(
+    directory: Path, objects: Iterable[Mapping[str, Any]], *, flags: Flags | None = None, expected: Iterable[str] = ()
+) -> Iterator[Edge]:
+    """An Edge that serves `objects`. At the end `errors` must find nothing but what the regular expressions `expected` describe."""
+    made = Edge(directory, flags)
+    made.start(objects)
     try:
-        yield asyncio.run_coroutine_threadsafe(start(), loop).result(10), log
+        yield made
     finally:
-        asyncio.run_coroutine_threadsafe(end(), loop).result(10)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
-        loop.close()
-
-
-def secret(name: str, data: Mapping[str, str], namespace: str = "default") -> dict[str, Any]:
-    encoded = {k: base64.b64encode(v.encode()).decode() for k, v in data.items()}
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": namespace}, "data": encoded}
+        made.stop()
+    if unexpected := made.errors(expected):
+        raise AssertionError("in the error log:\n" + "\n".join(unexpected[:20]))

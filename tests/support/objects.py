@@ -72,6 +72,25 @@ def ingress(
     }
 
 
+def rule(host: str, path: str, kind: str, to: str) -> dict[str, Any]:
+    """One rule with one path of the given pathType."""
+    backend = {"service": {"name": to, "port": {"number": 80}}}
+    return {"host": host, "http": {"paths": [{"path": path, "pathType": kind, "backend": backend}]}}
+
+
+def typed(name: str, *rules: dict[str, Any], annotations: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """An Ingress of `rule`s."""
+    made = ingress(name, {}, annotations=annotations)
+    made["spec"]["rules"] = list(rules)
+    return made
+
+
+def secret(name: str, data: Mapping[str, str], namespace: str = "default") -> dict[str, Any]:
+    """A Secret of texts."""
+    encoded = {k: base64.b64encode(v.encode()).decode() for k, v in data.items()}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": namespace}, "data": encoded}
+
+
 def config_map(data: Mapping[str, str]) -> dict[str, Any]:
     """The controller ConfigMap."""
     return {

@@ -50,7 +50,8 @@ PROXY: Final = (
 BACKEND: Final = (
     Annotation(name="backend-protocol", parse=v.protocol, kind="policy", invalid=Invalid.DEFAULT, example="GRPC", effect="HTTP, HTTPS, GRPC or GRPCS to the endpoints."),
     Annotation(name="upstream-vhost", parse=v.server_name, example="backend.internal", effect="Host header to the upstream."),
-    Annotation(name="load-balance", parse=v.one_of("round_robin", "ewma"), example="ewma", effect="How endpoints are chosen."),
+    Annotation(name="load-balance", parse=v.one_of("round_robin", "ewma", "chash", "chashsubset", "sticky_balanced", "sticky_persistent"), example="ewma",
+               effect="How endpoints are chosen: round_robin or ewma; the other words of ingress-nginx mean nothing alone and are round_robin."),
     Annotation(name="upstream-hash-by", parse=v.template, risk=Risk.HIGH, example="$request_uri", effect="Consistent hashing of this value to one endpoint."),
     Annotation(name="upstream-hash-by-subset", parse=boolean, effect="Hash to a group of endpoints, random within it."),
     Annotation(name="upstream-hash-by-subset-size", parse=v.number(0, 1024), effect="Size of such a group."),

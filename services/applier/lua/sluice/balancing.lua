@@ -102,7 +102,7 @@ end
 
 -- The balancer phase of `sluice_http` and its sisters.
 function _M.balance()
-  local backend = rows.backend(ngx.var.sluice_backend)
+  local backend = rows.backend_of_request(ngx.var.sluice_backend)
   if not backend then
     return ngx.exit(ngx.HTTP_SERVICE_UNAVAILABLE)
   end

@@ -53,7 +53,7 @@ end
 function _M.balance()
   local balancer = require("ngx.balancer")
   local var = ngx.var
-  local backend = var.sluice_auth_backend ~= "" and rows.backend(var.sluice_auth_backend)
+  local backend = var.sluice_auth_backend ~= "" and rows.backend_of_request(var.sluice_auth_backend)
   if backend and #backend.endpoints > 0 then
     backend.next = backend.next % #backend.endpoints + 1
     local e = backend.endpoints[backend.next]

@@ -15,6 +15,9 @@ local _M = {}
 local hosts = assert(lrucache.new(CACHED_HOSTS))
 local backends = assert(lrucache.new(CACHED_BACKENDS))
 local others = assert(lrucache.new(4096))
+-- Backends that went while a request may have been on its way to them.
+local GONE_SECONDS = 3600
+local gone = assert(lrucache.new(1024))
 
 -- The counter that tells whether cached rows may have changed; read once a request and passed along.
 function _M.now()
@@ -31,6 +34,9 @@ local function fetch(cache, key, make, v)
   if not raw then
     if entry then
       cache:delete(key)
+      if cache == backends then
+        gone:set(key, entry.row, GONE_SECONDS)
+      end
     end
     return nil
   end
@@ -73,6 +79,11 @@ end
 -- The backend row `b/<key>`.
 function _M.backend(key, v)
   return fetch(backends, "b/" .. key, prepare.backend, v)
+end
+
+-- For the balancer, which runs when a request's body is read: a backend that went meanwhile serves it as this worker last knew it.
+function _M.backend_of_request(key)
+  return _M.backend(key) or gone:get("b/" .. key)
 end
 
 local NO_SETTINGS = {}

@@ -45,20 +45,37 @@ function _M.parse(body)
   return upserts, deletes
 end
 
+-- Undoes what was written, last first: no row refers to one that is gone already, and none is missing in between. An old value that does not
+-- fit yet is tried again when all new ones are gone: then there is as much room as before. The counter moves, for what workers have cached.
 local function restore(written)
+  local later = {}
   for i = #written, 1, -1 do
-    tables:delete(written[i][1])
-  end
-  for i = 1, #written do
     local key, old = written[i][1], written[i][2]
-    if old then
-      local ok, err = tables:safe_set(key, old)
-      if not ok then
-        ngx.log(ngx.ERR, "a row was lost while a refused push was undone: ", key, ": ", err)
-        state:set("version", "")
-      end
+    if not old then
+      tables:delete(key)
+    elseif not tables:safe_set(key, old) then
+      later[#later + 1] = written[i]
     end
   end
+  for i = #later, 1, -1 do
+    local key, old = later[i][1], later[i][2]
+    local ok, err = tables:safe_set(key, old)
+    if not ok then
+      ngx.log(ngx.ERR, "a row was lost while a refused push was undone: ", key, ": ", err)
+      state:set("version", "")
+    end
+  end
+  state:incr("v", 1, 0)
+end
+
+-- Sets one row and notes its old value first: a value of another length that does not fit has already cost the old one.
+local function set(written, key, value, old)
+  written[#written + 1] = { key, old }
+  local ok, err = tables:safe_set(key, value)
+  if not ok then
+    restore(written)
+  end
+  return ok, err
 end
 
 local function write(upserts, keep_previous)
@@ -67,20 +84,16 @@ local function write(upserts, keep_previous)
     local key, value = upserts[i][1], upserts[i][2]
     local old = tables:get(key)
     if old ~= value then
+      local ok, err = true, nil
       if keep_previous and old and key:byte(1) == 104 then
-        local ok, err = tables:safe_set("p:" .. key, old)
-        if not ok then
-          restore(written)
-          return nil, err
-        end
-        written[#written + 1] = { "p:" .. key, nil }
+        ok, err = set(written, "p:" .. key, old, nil)
       end
-      local ok, err = tables:safe_set(key, value)
+      if ok then
+        ok, err = set(written, key, value, old)
+      end
       if not ok then
-        restore(written)
         return nil, err
       end
-      written[#written + 1] = { key, old }
     end
   end
   return written
