@@ -170,7 +170,8 @@ class Installer:
         failpoint("switched")
         running = self._nginx.pid
         if running:
-            self._nginx.bound_draining(DRAINING_GENERATIONS * max(1, len(self._nginx.workers()[0])))
+            # this reload adds one
+            self._nginx.bound_draining((DRAINING_GENERATIONS - 1) * max(1, len(self._nginx.workers()[0])))
             self._nginx.reload()
             failpoint("reloaded")
         else:

@@ -5,6 +5,7 @@ Order of a push: files, memory, journal. A row that needs a policy which is not 
 
 from __future__ import annotations
 
+import asyncio
 import grp
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
@@ -51,6 +52,10 @@ class Live:
         self.group: int | None = None
         """The workers' group, where they are another user: who may read files."""
         self.names = Names({})
+        self.unresolved = asyncio.Event()
+        """There are names to `resolve` for the first time. Not done by a push: DNS may take its time, or not answer at all."""
+        self._unsent = False
+        """nginx lacks some answers."""
         self._waiting = Patience(WAIT_SECONDS)
         self._shrinking = Patience(SHRINK_SECONDS)
         self._fresh: frozenset[str] = frozenset()
@@ -154,7 +159,7 @@ class Live:
         if any(k.startswith("f/") for k in delete):
             self._store.forget_files({k[2:] for k in self.rows if k.startswith("f/")})
         if self.names.note(upsert, delete):
-            await self.resolve()
+            self.unresolved.set()
 
     async def push_all(self) -> None:
         """Bring memory to `rows`, whatever is in it."""
@@ -208,19 +213,22 @@ class Live:
     # --- names
 
     async def resolve(self) -> None:
-        """Ask for all names again, and push what changed."""
+        """Ask for all names again, and push what changed. May run beside everything else."""
+        self.unresolved.clear()
         changed, gone = await self.names.refresh()
         if changed or gone:
             try:
                 self._store.write_local(self.names.rows)
             except OSError as error:
                 self._fail(f"the answers of the node's DNS could not be written: {error}")
-            await self._push_local(changed, gone)
+        if changed or gone or self._unsent:
+            await self._push_local(self.names.rows if self._unsent else changed, gone)
 
     async def _push_local(self, upsert: Mapping[str, bytes], delete: Iterable[str]) -> None:
         header = PushHeader(base=self.version, version=self.version, digest=self.content)
         result = await self._control.push(push_body(header, lines_of(upsert, delete)))
-        if result.outcome != "live":
+        self._unsent = result.outcome != "live"  # a version may have come between
+        if self._unsent:
             log.warning("name answers could not be pushed", outcome=result.outcome)
 
 

@@ -23,6 +23,8 @@ from services.shared.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 VALID_DAYS: Final = 3650
+CLOCK_DAYS: Final = 1
+"""It is valid so long already when it is made: who checks it may have a clock that is behind."""
 RENEW_BEFORE_DAYS: Final = 30
 ALARM_BEFORE_DAYS: Final = 7
 
@@ -44,24 +46,29 @@ class Material(Struct, frozen=True, kw_only=True):
     key: bytes
 
 
-def generate(hosts: Sequence[str], *, traditional_key: bool = False) -> Material:
-    """A certificate for DNS names and addresses, under a CA of its own. `traditional_key`: SEC1 (`EC PRIVATE KEY`) instead of PKCS 8."""
+def generate(hosts: Sequence[str], *, valid_days: int = VALID_DAYS, traditional_key: bool = False, client: bool = False) -> Material:
+    """A certificate for DNS names and addresses, under a CA of its own. `traditional_key`: SEC1 (`EC PRIVATE KEY`) instead of PKCS 8.
+
+    `client`: it is good for clients as well.
+    """
     now = datetime.now(UTC)
+    begin, end = now - timedelta(days=CLOCK_DAYS), now + timedelta(days=valid_days)
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "sluice webhook CA")])
     name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "sluice webhook")])
+    uses = [ExtendedKeyUsageOID.SERVER_AUTH, *([ExtendedKeyUsageOID.CLIENT_AUTH] if client else [])]
     ca = (
-        _builder(ca_name, ca_name, ca_key.public_key(), now)
+        _builder(ca_name, ca_name, ca_key.public_key(), begin, end)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(sign_certificates=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key()), critical=False)
         .sign(ca_key, hashes.SHA256())
     )
     certificate = (
-        _builder(name, ca_name, key.public_key(), now)
+        _builder(name, ca_name, key.public_key(), begin, end)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(sign_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
         .add_extension(x509.SubjectAlternativeName([_alternative(host) for host in hosts]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
         .sign(ca_key, hashes.SHA256())
@@ -88,15 +95,17 @@ def make_certificate(directory: Path, hosts: tuple[str, ...] = ("localhost", "12
     return paths
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, begin: datetime, end: datetime
+) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=5))
-        .not_valid_after(now + timedelta(days=VALID_DAYS))
+        .not_valid_before(begin)
+        .not_valid_after(end)
     )
 
 
@@ -132,15 +141,24 @@ def _write(path: Path, data: bytes) -> None:
 
 def _still_good(paths: CertificatePaths, hosts: tuple[str, ...]) -> bool:
     try:
-        certificate = x509.load_pem_x509_certificate(paths.certificate.read_bytes())
-        ca = x509.load_pem_x509_certificate(paths.ca.read_bytes())
-        certificate.verify_directly_issued_by(ca)
+        material = Material(ca=paths.ca.read_bytes(), certificate=paths.certificate.read_bytes(), key=paths.key.read_bytes())
+    except OSError:
+        return False
+    return is_good(material, hosts)
+
+
+def is_good(material: Material, hosts: Sequence[str]) -> bool:
+    """Whether it fits together, names all these hosts, and is valid for a while."""
+    try:
+        certificate = x509.load_pem_x509_certificate(material.certificate)
+        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(material.ca))
         named = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        server_context(paths.certificate, paths.key)
+        key = serialization.load_pem_private_key(material.key, password=None)
+        fits = key.public_key() == certificate.public_key()
     except Exception:  # noqa: BLE001 - whatever is wrong with it, it is made anew
         return False
     enough_left = certificate.not_valid_after_utc > datetime.now(UTC) + timedelta(days=RENEW_BEFORE_DAYS)
-    return enough_left and all(_alternative(host) in named for host in hosts)
+    return fits and enough_left and all(_alternative(host) in named for host in hosts)
 
 
 # --- use

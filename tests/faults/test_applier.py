@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.shared.contracts.subjects import CONFIG_STREAM, config_subject
+from services.shared.contracts.subjects import CONFIG_STREAM, blob_subject, config_subject
 from services.shared.contracts.version import decode_manifest, encode_manifest
 from tests.support.node import NEW_POLICY, Rig, one_node, or_nothing, running
 from tests.support.up import get
@@ -142,6 +142,24 @@ async def test_older_foreign_and_forged_versions_are_refused(rig: Rig) -> None:
     newest = await rig.bus.last(CONFIG_STREAM, config_subject("default"))
     assert newest is not None
     assert decode_manifest(newest.payload).number == second.number + 2
+
+
+async def test_a_version_whose_policies_are_spoiled_on_the_bus_waits_until_they_are_whole(rig: Rig) -> None:
+    first = await running(rig)
+    rig.send(signal.SIGSTOP)  # it asks for them once they are spoiled
+    second = await rig.commit("two.example.com", NEW_POLICY)
+    good = await rig.bus.get_blob(second.policy_digest)
+    assert good is not None
+    flipped = good[:-10] + bytes([good[-10] ^ 1]) + good[-9:]
+    await rig.bus.publish(blob_subject(second.policy_digest, 0), flipped)
+    rig.send(signal.SIGCONT)
+    report = await rig.report(lambda r: "cannot be read" in r.last_error)
+    assert report.number == first.number
+    assert (await rig.status("one.example.com"), await rig.status("two.example.com")) == (200, 404)
+
+    await rig.bus.publish(blob_subject(second.policy_digest, 0), good)
+    await rig.live(second)
+    assert await rig.status("two.example.com") == 200
 
 
 async def test_a_second_applier_on_the_same_node_ends_with_a_sentence(rig: Rig, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from tests.support.backends import backends
 from tests.support.clients import steady
+from tests.support.faults import Proxy, strace
 from tests.support.node import one_node, running
 from tests.support.objects import ingress, many, service
 from tests.support.reviews import answer, review
@@ -65,15 +65,11 @@ def test_no_tenant_text_is_ever_executed(tmp_path: Path, name: str) -> None:
         up.write("all.yaml", many(*service("web", [ports["web"]]), ingress("web", {"web.example.com": {"/": "web"}})))
         up.wait()
         seen = tmp_path / "strace"
-        command = ["strace", "-f", "-qq", "-o", str(seen), "-e", "trace=execve,execveat,fork,vfork", "-p", str(up.child(name).pid)]
-        with subprocess.Popen(command) as strace:
-            time.sleep(0.5)
-            assert strace.poll() is None
+        with strace(up.child(name).pid, "-e", "trace=execve,execveat,fork,vfork", output=seen):
             for annotations in ({"rewrite-target": "$(id)"}, {"configuration-snippet": "`id`;"}, {"auth-url": "http://x/;id"}):
                 answer(up.webhook, review(ingress("evil", {"evil.example.com": {"/": "web"}}, annotations=annotations)))
                 up.write("evil.yaml", many(ingress("evil", {"evil.example.com": {"/": "web"}}, annotations=annotations)))
                 up.run("wait")
-            strace.terminate()
         assert seen.read_text() == ""
 
 
@@ -96,57 +92,9 @@ def test_a_watcher_that_dies_all_the_time_deletes_nothing_and_loses_nothing(tmp_
         assert {get(up.http[0], h)[0] for h in hosts[10:]} == {200}
 
 
-class Proxy:
-    """TCP between a client and a server, which tests cut without either end being told."""
-
-    def __init__(self, target: int) -> None:
-        self._target = target
-        self._cut = False
-        self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
-
-    async def start(self) -> int:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
-
-    async def stop(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        for writer in self._writers:
-            writer.close()
-
-    def cut(self) -> None:
-        """From now on nothing passes, in either direction."""
-        self._cut = True
-
-    def heal(self) -> None:
-        self._cut = False
-        for writer in self._writers:
-            writer.close()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        self._writers |= {writer, to_writer}
-        await asyncio.gather(self._pump(reader, to_writer), self._pump(to_reader, writer))
-        self._writers -= {writer, to_writer}
-
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(65536):
-                if not self._cut:
-                    writer.write(data)
-                    await writer.drain()
-        except OSError:
-            pass
-        finally:
-            writer.close()
-
-
 async def test_a_node_cut_off_from_the_bus_serves_and_makes_one_jump_afterwards(tmp_path: Path) -> None:
-    async with one_node(tmp_path) as rig:
-        proxy = Proxy(rig.server.port)
-        rig.nats_url = f"nats://127.0.0.1:{await proxy.start()}"
+    async with one_node(tmp_path) as rig, Proxy(rig.server.port) as proxy:
+        rig.nats_url = proxy.url
         await running(rig)
         proxy.cut()
         last = None
@@ -161,4 +109,3 @@ async def test_a_node_cut_off_from_the_bus_serves_and_makes_one_jump_afterwards(
         assert await rig.status("new29.example.com") == 502
         applied = len(await rig.bus.history("APPLIED", "applied.v1.n"))
         assert applied <= 10, f"{applied} steps: not each version that was missed"
-        await proxy.stop()

@@ -8,8 +8,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ import psutil
 import pytest
 
 from tests.support.clients import steady
+from tests.support.faults import disk_of, strace
 from tests.support.node import NEW_POLICY, Rig, one_node, running
 from tests.support.up import get
 
@@ -132,14 +131,9 @@ def _silent() -> Iterator[int]:
 
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
-    """A file system of 100 MB for the node's directory."""
-    directory = Path(tempfile.mkdtemp(prefix="sluice-disk-"))
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m,mode=755", "tmpfs", str(directory)], check=True)
-    try:
+    """For the node's directory."""
+    with disk_of("100m") as directory:
         yield directory
-    finally:
-        subprocess.run(["umount", "-l", str(directory)], check=True)
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 async def test_a_full_disk_refuses_updates_before_it_touches_anything_and_recovers(tmp_path: Path, small_disk: Path) -> None:
@@ -158,19 +152,14 @@ async def test_a_full_disk_refuses_updates_before_it_touches_anything_and_recove
         assert await rig.status("two.example.com") == 200
 
 
-async def test_a_slow_disk_makes_changes_slower_and_nothing_else(rig: Rig, tmp_path: Path) -> None:
+async def test_a_slow_disk_makes_changes_slower_and_nothing_else(rig: Rig) -> None:
     await running(rig)
-    command = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=400000"]
-    with subprocess.Popen([*command, "-p", str(rig.pid)], stderr=subprocess.PIPE) as strace:
-        try:
-            await asyncio.sleep(0.5)
-            assert strace.poll() is None
-            async with steady([rig.http], "one.example.com", lambda a: a.status in (200, 404), per_second=50, connections=2) as tally:
-                second = await rig.commit("two.example.com")
-                await rig.live(second)
-                third = await rig.commit("three.example.com", NEW_POLICY)
-                await rig.live(third)
-            assert await rig.status("three.example.com") == 200
-            assert [f for f in tally.failures if "Incomplete" not in f.text] == []
-        finally:
-            strace.terminate()
+    slow = ("-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=400000")
+    with strace(rig.pid, *slow):
+        async with steady([rig.http], "one.example.com", lambda a: a.status in (200, 404), per_second=50, connections=2) as tally:
+            second = await rig.commit("two.example.com")
+            await rig.live(second)
+            third = await rig.commit("three.example.com", NEW_POLICY)
+            await rig.live(third)
+        assert await rig.status("three.example.com") == 200
+        assert [f for f in tally.failures if "Incomplete" not in f.text] == []

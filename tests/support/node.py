@@ -61,8 +61,10 @@ class Rig:
         assert manifest is not None
         return manifest
 
-    def start(self, failpoint: str = "") -> None:
+    def start(self, failpoint: str = "", prefix: Sequence[str] = ()) -> None:
+        """`prefix`: a command that changes something and runs the applier (`prlimit ...`)."""
         command = [
+            *prefix,
             *(sys.executable, "-m", "services.cli", "applier", "--node", "n", "--directory", str(self.directory)),
             *("--http-port", str(self.http), "--https-port", str(self.https), "--health-port", str(self.health)),
             *("--nats-url", self.nats_url),

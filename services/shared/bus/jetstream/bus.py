@@ -96,7 +96,8 @@ class JetStreamBus(Bus):
             out[api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value] = str(expected_last)
         with mapped():
             try:
-                ack = await self._connection.js.publish(subject, payload, headers=out or None, timeout=ACK_SECONDS)
+                publishing = self._connection.js.publish(subject, payload, headers=out or None, timeout=ACK_SECONDS)
+                ack = await self._connection.unless_lost(publishing)
             except nats.js.errors.NoStreamResponseError as error:
                 raise BusUnavailable(f"no stream takes {subject}") from error
         return ack.seq
@@ -110,7 +111,7 @@ class JetStreamBus(Bus):
                     self._check(payload)
                     waiting.append(await self._connection.js.publish_async(subject, payload, headers=dict(headers) if headers else None))
                 async with asyncio.timeout(ACK_SECONDS * 4):
-                    acks = await asyncio.gather(*waiting)
+                    acks = await self._connection.unless_lost(asyncio.gather(*waiting))
                 last = acks[-1].seq
         return last
 

@@ -9,7 +9,7 @@ import logging
 import random
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import nats.errors
 import nats.js.errors
@@ -29,9 +29,13 @@ logging.getLogger("asyncio").addFilter(lambda record: "eof_received" not in reco
 """Each TLS connection that a server closes makes asyncio complain of the library's stream protocol, on stderr; it means nothing."""
 
 ACK_SECONDS: Final = 5.0
+CONNECT_SECONDS: Final = 5.0
+"""For one attempt. The library never comes back from a certificate that it could not verify."""
 PIPELINE: Final = 512
 """Unacknowledged publishes of `publish_many` at a time."""
 WRONG_LAST_SEQUENCE: Final = 10071
+
+T = TypeVar("T")
 
 _KEPT_HEADERS: Final = ("traceparent", "tracestate", "KV-Operation")
 
@@ -74,6 +78,8 @@ class Connection:
         self._reopening: asyncio.Task[None] | None = None
         self._closing = False
         self._refused = ""
+        self._lost = asyncio.Event()
+        """Set at the next loss, and replaced then."""
         self.client = Client()
         self.js: JetStreamContext = self.client.jetstream()
 
@@ -83,7 +89,8 @@ class Connection:
         while True:
             client = Client()
             try:
-                await self._connect(client)
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    await self._connect(client)
                 break
             except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
                 self._note_refusal(error)
@@ -109,7 +116,7 @@ class Connection:
             reconnect_time_wait=0,  # the jitter is below
             reconnect_to_server_handler=_jittered,
             ping_interval=5,
-            error_cb=self._on_error,
+            error_cb=functools.partial(self._on_error, client),
             reconnected_cb=self._on_reconnected,
             disconnected_cb=self._on_disconnected,
             closed_cb=functools.partial(self._on_closed, client),
@@ -135,6 +142,21 @@ class Connection:
         await client.flush()
         return subscription
 
+    async def unless_lost(self, answer: Awaitable[T]) -> T:
+        """The answer. Raises BusUnavailable at once when the connection is lost meanwhile: what the server then says never arrives."""
+        waiting: asyncio.Future[Any] = asyncio.ensure_future(answer)
+        lost: asyncio.Future[Any] = asyncio.ensure_future(self._lost.wait())
+        try:
+            await asyncio.wait([waiting, lost], return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                raise BusUnavailable("the connection to NATS was lost before the answer came")
+            result: T = waiting.result()
+            return result
+        finally:
+            lost.cancel()
+            waiting.cancel()
+            await asyncio.gather(waiting, lost, return_exceptions=True)
+
     async def close(self) -> None:
         self._closing = True
         if self._reopening is not None:
@@ -142,18 +164,23 @@ class Connection:
         with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):
             await self.client.close()
 
-    async def _on_error(self, error: Exception) -> None:
+    async def _on_error(self, client: Client, error: Exception) -> None:
         words = str(error)
         log.debug("nats error", error=error)
+        if isinstance(error, ssl.SSLCertVerificationError):
+            self._note_refusal(error)
+            await self._on_closed(client)  # it will not try again by itself
         if "ermissions violation" in words or "control line" in words:
             log.error("nats refuses what this credential tried", error=error)
 
     async def _on_disconnected(self) -> None:
+        self._lost.set()
+        self._lost = asyncio.Event()
         if not self._closing:
             log.warning("disconnected from nats")
 
     async def _on_closed(self, client: Client) -> None:
-        """The library gave up: the credentials were refused. They may be others by now, or be believed again."""
+        """The library gave up: credentials or a certificate were refused. They may be others by now, or be believed again."""
         if client is self.client and not self._closing and (self._reopening is None or self._reopening.done()):
             self._reopening = asyncio.create_task(self._reopen())
 
@@ -174,8 +201,9 @@ class Connection:
 
 async def discard(client: Client) -> None:
     """A client that failed is of no use again, and may hold a socket."""
-    with contextlib.suppress(nats.errors.Error, OSError, asyncio.TimeoutError):
-        await client.close()
+    with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await client.close()
     transport: Any = client._transport
     if transport is not None:
         transport.close()
