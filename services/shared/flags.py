@@ -10,6 +10,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from services.shared.labels import parse_selector
+
 
 class Flags(Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
     """Defaults are ingress-nginx's, except where it says otherwise."""
@@ -21,6 +23,8 @@ class Flags(Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fi
     watch_ingress_without_class: bool = False
     ingress_class_by_name: bool = False
     watch_namespace: str = ""
+    watch_namespace_selector: str = ""
+    """Labels of Namespaces: only objects in those that match count. Not together with `watch_namespace`."""
     default_backend_service: str = ""
     default_ssl_certificate: str = ""
     enable_metrics: bool = False
@@ -37,6 +41,8 @@ class Flags(Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fi
     """`namespace/name` of the Service whose addresses go to Ingress status."""
     publish_status_address: str = ""
     """Addresses and host names for Ingress status, separated by commas; goes before `publish_service`."""
+    report_node_internal_ip_address: bool = False
+    """Of the Nodes of edge nodes, which count when neither of these two is given, the internal addresses."""
     status_update_interval: int = 60
     """Seconds between two comparisons of all statuses with what they should be."""
 
@@ -56,10 +62,10 @@ NOT_THERE_YET: Final = frozenset(
     exclude-socket-metrics health-check-path health-check-timeout healthz-host internal-logger-address kubeconfig length-buckets
     max-buckets maxmind-edition-ids maxmind-license-key maxmind-mirror maxmind-retries-count maxmind-retries-timeout metrics-per-host
     metrics-per-undefined-host monitor-max-batch-size post-shutdown-grace-period profiler-address profiler-port profiling
-    report-node-internal-ip-address report-status-classes shutdown-grace-period size-buckets
+    report-status-classes shutdown-grace-period size-buckets
     ssl-passthrough-proxy-port status-port stream-port sync-period sync-rate-limit tcp-services-configmap
     time-buckets udp-services-configmap validating-webhook validating-webhook-certificate
-    validating-webhook-key version watch-namespace-selector v vmodule logtostderr alsologtostderr stderrthreshold log_dir log_file
+    validating-webhook-key version v vmodule logtostderr alsologtostderr stderrthreshold log_dir log_file
     log_file_max_size log_backtrace_at add_dir_header skip_headers skip_log_headers one_output legacy_stderr_threshold_behavior
     """.split()
 )
@@ -83,6 +89,14 @@ def _reference(value: str) -> str:
 def _namespace(value: str) -> str:
     if value and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", value, re.ASCII):
         raise FlagError("is one namespace, or empty for all")
+    return value
+
+
+def _selector(value: str) -> str:
+    try:
+        parse_selector(value)
+    except ValueError as error:
+        raise FlagError(f"is a label selector, for example team=shop,env notin (test,dev): {error}") from None
     return value
 
 
@@ -133,6 +147,7 @@ _PARSERS: Final[dict[str, Callable[[str], Parsed]]] = {
     "watch-ingress-without-class": _boolean,
     "ingress-class-by-name": _boolean,
     "watch-namespace": _namespace,
+    "watch-namespace-selector": _selector,
     "default-backend-service": _reference,
     "default-ssl-certificate": _reference,
     "enable-metrics": _boolean,
@@ -146,6 +161,7 @@ _PARSERS: Final[dict[str, Callable[[str], Parsed]]] = {
     "update-status-on-shutdown": _boolean,
     "publish-service": _reference,
     "publish-status-address": _addresses,
+    "report-node-internal-ip-address": _boolean,
     "status-update-interval": _interval,
 }
 """One entry for each field of `Flags`."""
@@ -166,6 +182,8 @@ def parse_flags(settings: Iterable[str]) -> Flags:
             values[name] = parser(text)
         except FlagError as error:
             raise FlagError(f"--set-flag {name}={text[:80]!r} cannot be: {name} {error}") from None
+    if values.get("watch-namespace") and values.get("watch-namespace-selector"):
+        raise FlagError("--set-flag watch-namespace and --set-flag watch-namespace-selector cannot be given together")
     return msgspec.convert(values, Flags)
 
 

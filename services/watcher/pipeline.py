@@ -24,9 +24,21 @@ log = get_logger(__name__)
 class Pipeline:
     """See the module. Hold `lock` around `round`s that belong together."""
 
-    def __init__(self, bus: Bus, source: Source, options: WatcherOptions, seen: Callable[[ObjectChanges], None] | None = None) -> None:
-        """`seen` is told of everything that is published, whether this watcher publishes it or another."""
+    def __init__(
+        self,
+        bus: Bus,
+        source: Source,
+        options: WatcherOptions,
+        seen: Callable[[ObjectChanges], None] | None = None,
+        may_publish: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`seen` is told of everything that is published, whether this watcher publishes it or another.
+
+        `may_publish` is asked before each flush: a process that was stopped for a while is told late that it leads no more.
+        """
         self._seen = seen
+        self._may_publish = may_publish
+        self._flushing: asyncio.Task[None] | None = None
         self.lock = asyncio.Lock()
         self._bus = bus
         self._source = source
@@ -50,8 +62,10 @@ class Pipeline:
         await self._publisher.verify(self.lock)
 
     def stand_by(self) -> None:
-        """Publish nothing any more: a watcher of a later epoch does."""
+        """Publish nothing any more, not even the rest of what is being published: another watcher does."""
         self._leading = False
+        if self._flushing is not None:
+            self._flushing.cancel()
 
     def lead(self) -> None:
         """Publish again, under an epoch of its own, what the stream then lacks."""
@@ -65,7 +79,7 @@ class Pipeline:
         told of the change, unix seconds. Raises BusUnavailable: what was found is kept and goes with the next round.
         """
         self._keys.refresh()
-        if self._stale and self._leading:
+        if self._stale and self.leading:
             await self._bus.ensure()
             await self._publisher.read()
             self._stale = False
@@ -77,11 +91,23 @@ class Pipeline:
         if selected:
             self._publisher.want(selected, observed_at=started, traces=traces(selected, started))
         # Before the source has been listed once, what is not there is only not known.
-        if self._source.complete and self._leading:
+        if self._source.complete and self.leading:
             await self._flush(mark=mark)
         return changes.again_after_seconds
 
     async def _flush(self, *, mark: bool) -> None:
+        """As a task of its own, so that `stand_by` can end it. What was not acknowledged is compared again."""
+        task = self._flushing = asyncio.create_task(self._flush_now(mark=mark))
+        try:
+            await asyncio.wait([task])
+        finally:
+            self._flushing = None
+            task.cancel()
+            await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
+
+    async def _flush_now(self, *, mark: bool) -> None:
         try:
             await self._publisher.flush(mark=mark)
         except StreamWentBack:
@@ -105,11 +131,12 @@ class Pipeline:
 
     @property
     def synced(self) -> bool:
-        return self._leading and self._source.complete and self._publisher.settled
+        return self.leading and self._source.complete and self._publisher.settled
 
     @property
     def leading(self) -> bool:
-        return self._leading
+        """Whether this watcher is the one that publishes."""
+        return self._leading and self._may_publish()
 
     @property
     def epoch(self) -> int:

@@ -83,6 +83,8 @@ class Questions:
                 again = await self._pipeline.round(())
             sequence = await self._pipeline.covering_sequence()
             errors = [p for p in self._pipeline.problems() if p.severity == "error"]
+        if not self._pipeline.leading:
+            behind = "another watcher leads now; ask again"
         if behind:
             errors.insert(0, Problem(reason=Reason.SOURCE_UNREACHABLE, field="source", message=behind))
         return BarrierAnswer(sequence=sequence, problems=tuple(errors[:PROBLEMS_ANSWERED]))

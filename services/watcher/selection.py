@@ -1,6 +1,6 @@
 """What the source holds in; what is published of it, out. Incremental, pure, and the same whatever the order of changes.
 
-- Only the watched namespace, where one is named by flag, and what other flags name.
+- Only namespaces that count (`namespaces`).
 - Only Secrets that something refers to (`references`). This is also where they will be sealed.
 - An IngressClass for the controller where the source has none, as the chart would install it.
 """
@@ -8,12 +8,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Final
+from typing import Any
 
 from services.shared.contracts.objects import (
     AnyObject,
     ConfigMap,
-    EndpointSlice,
     Ingress,
     IngressClass,
     IngressClassSpec,
@@ -24,9 +23,8 @@ from services.shared.contracts.objects import (
 from services.shared.flags import Flags
 from services.watcher import normalize
 from services.watcher.changes import ObjectChanges
+from services.watcher.namespaces import Namespaces, pair
 from services.watcher.references import allows_cross_namespace, secret_named, secrets_of_config, secrets_of_ingress
-
-_SERVICE_NAME: Final = "kubernetes.io/service-name"
 
 
 class Selection:
@@ -34,8 +32,8 @@ class Selection:
 
     def __init__(self, flags: Flags) -> None:
         self._flags = flags
-        self._config_key = Key("ConfigMap", *_pair(flags.configmap))
-        self._default_service = _pair(flags.default_backend_service)
+        self._namespaces = Namespaces(flags)
+        self._config_key = Key("ConfigMap", *pair(flags.configmap))
         self._always = frozenset(key for key in [secret_named(flags.default_ssl_certificate)] if key)
         self._secrets: dict[Key, AnyObject] = {}
         self._ingresses: dict[Key, Ingress] = {}
@@ -50,9 +48,7 @@ class Selection:
         """The published counterpart of a set of changes."""
         out: ObjectChanges = {}
         touched: set[Key] = set()  # Secrets whose standing may be another now
-        for key, obj in changes.items():
-            if not self._in_scope(key, obj):
-                continue
+        for key, obj in self._namespaces.visible(changes).items():
             if key.kind == "Secret":
                 _put(self._secrets, key, obj)
                 touched.add(key)
@@ -69,16 +65,6 @@ class Selection:
             out[key] = self._secrets.get(key) if self._referenced[key] > 0 else None
         out.update(self._class_changes(out))
         return out
-
-    def _in_scope(self, key: Key, obj: AnyObject | None) -> bool:
-        watched = self._flags.watch_namespace
-        if not watched or not key.namespace or key.namespace == watched or key == self._config_key or key in self._always:
-            return True
-        namespace, service = self._default_service
-        if key.namespace != namespace:
-            return False
-        slice_of_it = obj is None or (isinstance(obj, EndpointSlice) and obj.metadata.labels.get(_SERVICE_NAME) == service)
-        return (key.kind, key.name) == ("Service", service) or (key.kind == "EndpointSlice" and slice_of_it)
 
     # --- Secrets
 
@@ -125,11 +111,6 @@ def implicit_class(flags: Flags) -> IngressClass:
     """The IngressClass that the chart would install."""
     metadata = Metadata(name=flags.ingress_class, labels={"app.kubernetes.io/managed-by": "sluice"})
     return normalize.with_identity(IngressClass(metadata=metadata, spec=IngressClassSpec(controller=flags.controller_class)))
-
-
-def _pair(reference: str) -> tuple[str, str]:
-    namespace, _, name = reference.strip().partition("/")
-    return namespace, name
 
 
 def _put(store: dict[Key, Any], key: Key, obj: AnyObject | None) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -17,6 +17,7 @@ from services.shared.contracts.delta import decode_sync_mark
 from services.shared.contracts.problem import Problem, Reason
 from services.shared.contracts.report import WatcherReport
 from services.shared.kube.client import KubeError
+from services.shared.telemetry.health import Samples
 from services.shared.telemetry.lifecycle import until
 from services.shared.telemetry.logs import get_logger
 from services.watcher.options import WatcherOptions
@@ -37,19 +38,29 @@ CLEAR_SECONDS: Final = 5.0
 REPORT_PAUSE_SECONDS: Final = 0.2
 """At least so much between two reports."""
 
+Told = Callable[[], Coroutine[None, None, None]]
 
-Told = Callable[[], Awaitable[None]]
-Elect = Callable[[Told, Told], Coroutine[None, None, None]]
-"""Runs an election for ever; calls the first when it is won, the second when it is lost."""
+
+class Election(Protocol):
+    """Who of several leads."""
+
+    @property
+    def leading(self) -> bool:
+        """At this moment."""
+        ...
+
+    def run(self, won: Told, lost: Told) -> Coroutine[None, None, None]:
+        """For ever. `won` is run when leadership begins and cancelled when it ends; then `lost` is."""
+        ...
 
 
 class Watcher:
     """See the module."""
 
     def __init__(
-        self, bus: Bus, source: Source, options: WatcherOptions, elect: Elect | None = None, reporting: Reporting | None = None
+        self, bus: Bus, source: Source, options: WatcherOptions, election: Election | None = None, reporting: Reporting | None = None
     ) -> None:
-        """`elect`: who of several leads; None: the later one does, and the other takes over when it is silent.
+        """`election`: who of several leads; None: the later one does, and the other takes over when it is silent.
 
         `reporting`: runs while leading.
         """
@@ -58,9 +69,9 @@ class Watcher:
         self._bus = bus
         self._source = source
         self._options = options
-        self._elect = elect
-        self._pipeline = Pipeline(bus, source, options, reporting.note if reporting is not None else None)
-        if elect is not None:
+        self._election = election
+        self._pipeline = Pipeline(bus, source, options, reporting.note if reporting is not None else None, self._may_publish)
+        if election is not None:
             self._pipeline.stand_by()
         self._questions = Questions(self._pipeline)
         self._hinted: set[str] = set()
@@ -75,7 +86,8 @@ class Watcher:
         """Work until `stop`."""
         try:
             # The watch first: nothing is missed between it and the first look.
-            await until(stop, self._collect_hints(stop), self._work(), self._report())
+            following = (self._reporting.follow(),) if self._reporting is not None else ()
+            await until(stop, self._collect_hints(stop), self._work(), self._report(), *following)
         finally:
             await self._end_reporting()
             await self._questions.close()
@@ -105,8 +117,11 @@ class Watcher:
         log.info("synced" if self._pipeline.synced else "waiting for the source", epoch=self._pipeline.epoch, **self._pipeline.counts)
         if self._pipeline.leading:
             await self._retrying(self._serve)
-        election = (self._elect(self._won, self._lost),) if self._elect is not None else ()
+        election = (self._election.run(self._won, self._lost),) if self._election is not None else ()
         await until(asyncio.Event(), self._rounds(), self._follow_marks(), self._verify(), *election)
+
+    def _may_publish(self) -> bool:
+        return self._election is None or self._election.leading
 
     async def _won(self) -> None:
         async with self._pipeline.lock:
@@ -193,7 +208,7 @@ class Watcher:
         while True:
             await asyncio.sleep(self._options.verify_seconds * random.uniform(0.9, 1.1))  # noqa: S311 - jitter
             if (
-                self._elect is None
+                self._election is None
                 and not self._pipeline.leading
                 and time.monotonic() - self._heard_at > MARKS_MISSED * self._options.verify_seconds
             ):
@@ -211,7 +226,7 @@ class Watcher:
                 self._wake.set()
             elif isinstance(item, Message) and (epoch := _epoch(item.payload)) > self._pipeline.epoch:
                 self._heard_at = time.monotonic()
-                if self._pipeline.leading and self._elect is None:
+                if self._pipeline.leading and self._election is None:
                     log.warning("another watcher took over, standing by", epoch=epoch, ours=self._pipeline.epoch)
                     self._pipeline.stand_by()
                     await self._stop_serving()
@@ -233,6 +248,21 @@ class Watcher:
             with contextlib.suppress(BusError):
                 await self._bus.put(subjects.WATCHERS_BUCKET, self._options.name, msgspec.json.encode(self._state()))
             await asyncio.sleep(REPORT_PAUSE_SECONDS)
+
+    def unready(self) -> str:
+        """Why it cannot do its work: one that stands by can, as soon as it must."""
+        return "" if self._source.complete else "the source has not been read once"
+
+    def samples(self) -> Samples:
+        """For metrics."""
+        pipeline = self._pipeline
+        return {
+            "leading": pipeline.leading,
+            "synced": pipeline.synced,
+            "epoch": pipeline.epoch,
+            "objects": pipeline.counts,
+            "problems": len(pipeline.problems()),
+        }
 
     def _state(self) -> WatcherReport:
         return WatcherReport(

@@ -1,4 +1,4 @@
-"""`make bench`: all benchmarks, or those named: dataplane, compiling, whole. Prints a table, writes bench-results.json."""
+"""`make bench`: all benchmarks, or those named: decoding, compiling, dataplane, whole. Prints a table, writes bench-results.json."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 
 from tests.bench.compiling import compiling
 from tests.bench.dataplane import dataplane
+from tests.bench.decoding import decoding
 from tests.bench.results import Benchmark, Result, show, write
 from tests.bench.whole import whole
 
-ALL: dict[str, Benchmark] = {"dataplane": dataplane, "compiling": compiling, "whole": whole}
+ALL: dict[str, Benchmark] = {"decoding": decoding, "dataplane": dataplane, "compiling": compiling, "whole": whole}
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from services.shared.contracts import subjects
 from services.shared.contracts.delta import decode_delta
 from services.shared.contracts.question import BarrierAnswer
 from services.shared.flags import Flags
-from services.shared.kube.client import Api
+from services.shared.kube.client import Api, Unreachable
+from services.shared.kube.lease import Leader
 from services.watcher.__main__ import WatcherOptions, serve
+from services.watcher.sources.kubernetes import reflector
 from tests.support.kube import KubeServer
 from tests.support.nats import NatsServer
 from tests.support.objects import config_map, ingress, tls_secret
@@ -193,13 +195,51 @@ async def test_a_restarted_api_server_and_compacted_history(cell: Cell, namespac
         assert found[("EndpointSlice", "web-1")].endpoints[0].addresses == ("198.51.100.99",)
 
 
-async def test_of_two_one_leads_and_the_other_takes_over(cell: Cell, namespace: str) -> None:
+async def test_a_watch_from_before_a_compaction_is_told_so_and_lists_again(
+    cell: Cell, namespace: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    lines, cut = Api.lines, asyncio.Event()
+
+    async def lines_unless_cut(api: Api, path: str, **more: Any) -> AsyncGenerator[bytes, None]:
+        if cut.is_set():
+            raise Unreachable("cut")
+        async with contextlib.aclosing(lines(api, path, **more)) as found:
+            async for line in found:
+                yield line
+
+    monkeypatch.setattr(Api, "lines", lines_unless_cut)
+    monkeypatch.setattr(reflector, "LONGEST_DELAY_SECONDS", 1.0)
+    await cell.kube.apply(*application(namespace))
+    async with cell.watcher():
+        cut.set()
+        await cell.kube.kill()
+        await cell.kube.start()
+        await cell.kube.apply(endpoint_slice("web", namespace, "198.51.100.99"))
+        await cell.kube.kubectl("delete", "-n", namespace, "ingress/web")
+        await cell.kube.compact()
+        await cell.kube.kill()  # with it goes what its own cache remembers
+        await cell.kube.start()
+        assert "listing again" not in caplog.text
+        cut.clear()
+        await cell.barrier()
+        found = await cell.published(namespace)
+        assert set(found) == {("Service", "web"), ("EndpointSlice", "web-1")}
+        assert found[("EndpointSlice", "web-1")].endpoints[0].addresses == ("198.51.100.99",)
+    assert "listing again" in caplog.text
+    assert "does not show what is there" not in caplog.text
+
+
+async def test_of_two_one_leads_and_the_other_takes_over(cell: Cell, namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def not_released(_: Leader) -> None: ...
+
     async with cell.watcher("first") as first, cell.watcher("second", ready=False):
         await cell.kube.apply(*application(namespace))
         await cell.barrier()
         lease = await cell.kube.kubectl("get", "lease", "ingress-controller-leader", "-o", "jsonpath={.spec.holderIdentity}")
         assert lease == "first"
-        first.cancel()  # without releasing the Lease, as by kill -9
+        monkeypatch.setattr(Leader, "release", not_released)
+        first.cancel()  # as by kill -9
         await asyncio.gather(first, return_exceptions=True)
         await cell.kube.kubectl("delete", "-n", namespace, "ingress/web")
         began = asyncio.get_running_loop().time()
@@ -223,3 +263,23 @@ async def test_one_namespace_only_and_what_flags_name_besides(cell: Cell, namesp
         assert ("Ingress", "web") in await cell.published(namespace)
         assert set(await cell.published(other)) == {("ConfigMap", "settings"), ("Secret", "tls")}
     await api.request("DELETE", f"/api/v1/namespaces/{other}")
+
+
+async def test_namespaces_by_label(cell: Cell, namespace: str, api: Api) -> None:
+    path = f"/api/v1/namespaces/{namespace}"
+    await cell.kube.apply(*application(namespace))
+
+    async def label(value: str | None) -> set[tuple[str, str]]:
+        body = {"metadata": {"labels": {"team": value}}}
+        await api.request("PATCH", path, body=body, content_type="application/merge-patch+json")
+        await cell.barrier()
+        return set(await cell.published(namespace))
+
+    flags = Flags(watch_namespace_selector="team in (shop, blog)", election_ttl=3.0, election_id="selector")
+    async with cell.watcher(flags=flags):
+        assert await cell.published(namespace) == {}
+        assert ("Ingress", "web") in await label("shop")
+        assert ("Secret", "tls") in await label("blog")
+        assert await label("other") == set()
+        assert ("EndpointSlice", "web-1") in await label("blog")
+        assert await label(None) == set()

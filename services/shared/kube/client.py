@@ -6,7 +6,9 @@ The library's models are not used: decoding 10,000 Ingresses through them takes 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Mapping
+import math
+import socket
+from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -22,6 +24,10 @@ CONNECT_SECONDS: Final = 5.0
 MAX_LINE_BYTES: Final = 16 << 20
 """Of one watch event. The largest legal object is 1.5 MB; managed fields and JSON escapes make it longer."""
 CONNECTIONS: Final = 64
+LONGEST_RETRY_AFTER: Final = 120.0
+"""Seconds. What a server asks for beyond this is not waited for."""
+KEEPALIVE: Final = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+"""Seconds, seconds, times: a watch whose other end is gone without a word is noticed within 30 s, not when its time is over."""
 JSON: Final = "application/json"
 METADATA: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
@@ -112,8 +118,12 @@ class Api:
             raise _error(answer, data)
         return data
 
-    async def lines(self, path: str, *, query: Mapping[str, str], silence: float) -> AsyncGenerator[bytes, None]:
+    async def lines(
+        self, path: str, *, query: Mapping[str, str], silence: float, begun: Callable[[], None] | None = None
+    ) -> AsyncGenerator[bytes, None]:
         """The lines of a watch as they come, until the server ends it. `silence`: seconds without a byte after which it counts as dead.
+
+        `begun` is called when the server has accepted it, which may be long before the first line.
 
         Raises ApiError and Unreachable. Close the iterator.
         """
@@ -123,6 +133,9 @@ class Api:
             with contextlib.closing(answer):
                 if answer.status != 200:
                     raise _error(answer, bytes(await answer.read()))
+                _keep_alive(answer)
+                if begun is not None:
+                    begun()
                 # Not `readline`: it refuses lines longer than its buffer.
                 rest = bytearray()
                 async for chunk in answer.content.iter_any():
@@ -168,7 +181,19 @@ def _error(answer: aiohttp.ClientResponse, data: bytes) -> ApiError:
         retry_after = float(answer.headers.get("Retry-After", "0"))
     except ValueError:
         retry_after = 0.0
+    retry_after = min(max(retry_after, 0.0), LONGEST_RETRY_AFTER) if math.isfinite(retry_after) else 0.0
     return ApiError(answer.status, status.reason or str(answer.reason), status.message, retry_after)
+
+
+def _keep_alive(answer: aiohttp.ClientResponse) -> None:
+    connection = answer.connection.transport if answer.connection is not None else None
+    raw: socket.socket | None = connection.get_extra_info("socket") if connection is not None else None
+    if raw is None:
+        return
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):
+            raw.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _words(error: Exception) -> str:

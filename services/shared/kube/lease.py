@@ -1,14 +1,16 @@
 """Leadership by a Lease (coordination.k8s.io/v1), as client-go's leader election does it: one holder, renewed, taken over when it expires.
 
 No clock of another machine is believed: a Lease counts as expired when *this* process has seen it unchanged for its duration. A holder that
-cannot renew stops leading before that, so that never two lead.
+cannot renew stops leading after two thirds of that, counted from before its last renewal was sent, so that never two lead.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -34,10 +36,16 @@ class LeaseOptions(Struct, frozen=True, kw_only=True):
     seconds: float = 15.0
     """How long a Lease is held without being renewed. Renewed every fifth of it; given up after two thirds without success."""
 
+    @property
+    def leading_seconds(self) -> float:
+        """How long one renewal lets its holder lead."""
+        return self.seconds * 2 / 3
+
 
 class _Spec(Struct, frozen=True, rename="camel"):
     holder_identity: str | None = None
-    renew_time: str | None = None
+    lease_duration_seconds: int | None = None
+    acquire_time: str | None = None
     lease_transitions: int | None = None
 
 
@@ -50,51 +58,79 @@ class _Lease(Struct, frozen=True):
     spec: _Spec = _Spec()
 
 
-class Leader:
-    """`run` for ever. `won` and `lost` are awaited when leadership begins and ends."""
+Told = Callable[[], Coroutine[None, None, None]]
 
-    def __init__(self, api: Api, options: LeaseOptions, *, won: Callable[[], Awaitable[None]], lost: Callable[[], Awaitable[None]]) -> None:
+
+class Leader:
+    """One candidate."""
+
+    def __init__(self, api: Api, options: LeaseOptions) -> None:
         self._api = api
         self._options = options
-        self._won = won
-        self._lost = lost
-        self.leading = False
-        self._renewed_at = 0.0
-        """Monotonic: before the last successful renewal was sent."""
+        self._holding = False
+        self._until = 0.0
+        """Monotonic: how long the last renewal lets us lead."""
         self._seen: tuple[str, float] = ("", 0.0)
         """The resourceVersion of another's Lease, and since when it is that."""
+        self._telling: asyncio.Task[None] | None = None
+
+    @property
+    def leading(self) -> bool:
+        """At this moment: also right where the process was stopped for a while and nobody has told it yet."""
+        return self._holding and _now() < self._until
 
     @property
     def _path(self) -> str:
         return f"/apis/coordination.k8s.io/v1/namespaces/{self._options.namespace}/leases"
 
-    async def run(self) -> None:
-        pause = self._options.seconds / 5
-        while True:
-            began = asyncio.get_running_loop().time()
-            try:
-                async with asyncio.timeout(self._options.seconds / 3):
-                    held = await self._try(began)
-            except (KubeError, TimeoutError, msgspec.DecodeError) as error:
-                log.warning("the Lease could not be had or renewed", lease=self._options.name, error=str(error) or type(error).__name__)
-                held = None
-            await self._judge(held, began)
-            await asyncio.sleep(pause * random.uniform(0.8, 1.0))  # noqa: S311 - jitter
+    async def run(self, won: Told, lost: Told) -> None:
+        """For ever. `won` is run when leadership begins and cancelled if it ends; then `lost` is awaited."""
+        try:
+            while True:
+                began = _now()
+                await self._judge(await self._attempt(began), began, won, lost)
+                await asyncio.sleep(self._pause())
+        finally:
+            await self._end()
 
-    async def _judge(self, held: bool | None, began: float) -> None:
-        """`held` None: not known; what was held is believed for two thirds of its time."""
-        now = asyncio.get_running_loop().time()
+    def _pause(self) -> float:
+        """Until the next attempt; never past the moment at which leading ends."""
+        pause = self._options.seconds / 5 * random.uniform(0.8, 1.0)  # noqa: S311 - jitter
+        return max(0.0, min(pause, self._until - _now())) if self._holding else pause
+
+    async def _attempt(self, began: float) -> bool | None:
+        """Whether we hold it; None: not known."""
+        deadline = began + self._options.seconds / 3
+        try:
+            async with asyncio.timeout_at(min(deadline, self._until) if self._holding else deadline):
+                return await self._try(began)
+        except (KubeError, TimeoutError, msgspec.DecodeError) as error:
+            log.warning("the Lease could not be had or renewed", lease=self._options.name, error=str(error) or type(error).__name__)
+            return None
+
+    async def _judge(self, held: bool | None, began: float, won: Told, lost: Told) -> None:
         if held:
-            self._renewed_at = began
-        keeps = held or (held is None and self.leading and now - self._renewed_at < self._options.seconds * 2 / 3)
-        if keeps and not self.leading:
-            self.leading = True
+            self._until = began + self._options.leading_seconds
+        keeps = (held or (held is None and self._holding)) and _now() < self._until
+        if keeps and not self._holding:
+            self._holding = True
             log.info("leading", lease=self._options.name, holder=self._options.holder)
-            await self._won()
-        elif self.leading and not keeps:
-            self.leading = False
+            self._telling = asyncio.create_task(won())  # beside the renewals, which must not wait for it
+        elif self._holding and not keeps:
+            self._holding = False
             log.warning("no longer leading", lease=self._options.name)
-            await self._lost()
+            await self._end(lost)
+        elif self._telling is not None and self._telling.done():
+            self._telling.result()  # an error there ends the election, too
+
+    async def _end(self, lost: Told | None = None) -> None:
+        former, self._telling = self._telling, None
+        if former is not None:
+            former.cancel()
+        if lost is not None:
+            await lost()
+        if former is not None:
+            await asyncio.wait([former])
 
     async def _try(self, now: float) -> bool:
         """Acquire or renew; whether we hold it."""
@@ -113,9 +149,9 @@ class Leader:
     def _expired(self, lease: _Lease, now: float) -> bool:
         version, since = self._seen
         if version != lease.metadata.resource_version:
-            self._seen = (lease.metadata.resource_version, now)
+            self._seen = (lease.metadata.resource_version, _now())  # after the answer: it may have been renewed while we asked
             return False
-        return now - since >= self._options.seconds
+        return now - since >= (lease.spec.lease_duration_seconds or self._options.seconds)
 
     def _body(self, lease: _Lease) -> dict[str, Any]:
         options, now = self._options, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -129,8 +165,9 @@ class Leader:
             "metadata": metadata,
             "spec": {
                 "holderIdentity": options.holder,
-                "leaseDurationSeconds": max(1, round(options.seconds)),
+                "leaseDurationSeconds": math.ceil(options.seconds),
                 "renewTime": now,
+                "acquireTime": (mine and lease.spec.acquire_time) or now,
                 "leaseTransitions": (lease.spec.lease_transitions or 0) + (not mine),
             },
         }
@@ -145,16 +182,18 @@ class Leader:
         return True
 
     async def release(self) -> None:
-        """At a clean end: the next one need not wait."""
-        if not self.leading:
+        """At a clean end, when nothing is published any more: the next one need not wait."""
+        if not self._holding:
             return
-        self.leading = False
-        try:
+        self._holding = False
+        with contextlib.suppress(KubeError, msgspec.DecodeError):
             path = f"{self._path}/{self._options.name}"
             lease = msgspec.json.decode(await self._api.request("GET", path, timeout=3), type=_Lease)
             if lease.spec.holder_identity == self._options.holder:
                 body = self._body(lease)
                 body["spec"]["holderIdentity"] = ""
                 await self._api.request("PUT", path, body=body, timeout=3)
-        except (KubeError, msgspec.DecodeError) as error:
-            log.debug("the Lease was not released", error=error)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

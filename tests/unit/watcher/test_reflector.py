@@ -52,8 +52,9 @@ class Script:
             raise step
         return step
 
-    async def lines(self, path: str, *, query: Mapping[str, str], silence: float) -> AsyncGenerator[bytes, None]:
+    async def lines(self, path: str, *, query: Mapping[str, str], silence: float, begun: Callable[[], None]) -> AsyncGenerator[bytes, None]:
         self.watched_from.append(query["resourceVersion"])
+        begun()
         for step in self.watches.pop(0) if self.watches else []:
             if isinstance(step, Exception):
                 raise step

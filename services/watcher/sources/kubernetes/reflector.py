@@ -1,6 +1,7 @@
 """One collection, listed and watched for ever: its objects are what the API server has, or had when it last answered.
 
-Nothing is taken away before a list is complete. resourceVersions are opaque here except where a watch is asked to go on from one.
+Nothing is taken away before a list is complete. A list always counts, whatever its resourceVersions; an event only if it is newer than what
+is known of its object (resourceVersions of one kind compare as integers: KEP-5504, stated since Kubernetes 1.35; any others are believed).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from services.shared.contracts.objects import AnyObject, Key, key_of
-from services.shared.kube.client import Api, ApiError, KubeError, Unreachable
+from services.shared.kube.client import Api, ApiError, KubeError
 from services.shared.telemetry.logs import get_logger
 from services.watcher.normalize import Invalid
 from services.watcher.sources.kubernetes.kinds import Collection, key_in, read, unchanged
@@ -28,7 +29,17 @@ GRACE_SECONDS: Final = 30.0
 """A watch that is silent for longer than its own time and this is dead: a connection may be half open."""
 FIRST_DELAY_SECONDS: Final = 0.2
 LONGEST_DELAY_SECONDS: Final = 30.0
+SHORT_SECONDS: Final = 1.0
+"""A watch that ends sooner is trouble: it is not asked for again at once."""
+LONG_SECONDS: Final = 10.0
+"""A watch that lasted so long was well."""
+TAKEN_UP: Final = 3
+"""After so many watches in a row that brought what cannot be taken, the place is given up: list again."""
 GONE: Final = 410
+
+
+class Unusable(KubeError):
+    """A watch brings what is no event, or an error."""
 
 
 class _Meta(Struct, frozen=True, rename="camel"):
@@ -76,7 +87,13 @@ class Reflector:
         """The newest resourceVersion of each object, also where nothing changed that we read."""
         self._from = ""
         """Where the next watch goes on; empty: list first."""
+        self._opened = 0
+        """The resourceVersion after which this watch began, as a number."""
+        self._deleted: dict[Key, int] = {}
+        """What this watch saw deleted, and at which resourceVersion."""
         self._delay = FIRST_DELAY_SECONDS
+        self._unusable = 0
+        self._watching: asyncio.Task[None] | None = None
         self.listed = False
         self.invalid: dict[Key, Invalid] = {}
         """Objects that cannot be read; their last readable form, if any, stays."""
@@ -93,27 +110,53 @@ class Reflector:
             try:
                 if not self._from:
                     await self._list()
-                await self._watch()
-            except (KubeError, msgspec.DecodeError) as error:
+                await self._watch_or_give_up()
+            except (KubeError, msgspec.DecodeError, RecursionError) as error:
                 await self._wait(error)
 
     async def _wait(self, error: Exception) -> None:
-        """As long as the server says, else longer each time; after 410 a little, so that not all kinds list at once."""
-        delay = self._delay
+        """As long as the server says, else longer each time, and never all kinds at once."""
         if isinstance(error, ApiError) and error.status == GONE:
             self._from = ""
-            delay = FIRST_DELAY_SECONDS
             log.info("listing again", kind=self.name, why=error.message)
         else:
             self.trouble = str(error)
             log.warning("the API server does not answer as it should", kind=self.name, error=error)
-            self._delay = min(self._delay * 2, LONGEST_DELAY_SECONDS)
+        if isinstance(error, Unusable):
+            self._unusable += 1
+            if self._unusable % TAKEN_UP == 0:
+                self._from = ""
+        delay, self._delay = self._delay, min(self._delay * 2, LONGEST_DELAY_SECONDS)
         told = error.retry_after if isinstance(error, ApiError) else 0.0
-        await asyncio.sleep(max(told, delay * random.uniform(0.5, 1.0)))  # noqa: S311 - jitter
+        await asyncio.sleep(max(told, delay) * random.uniform(1.0, 1.5))  # noqa: S311 - jitter
+
+    async def _watch_or_give_up(self) -> None:
+        """`give_up` ends the watch, which then counts as nothing."""
+        task = self._watching = asyncio.create_task(self._watch())
+        try:
+            await asyncio.wait([task])
+        finally:
+            self._watching = None
+            task.cancel()
+            await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
+
+    def give_up(self) -> None:
+        """Do not believe the watch any more: list again."""
+        if self._watching is not None:
+            log.warning("the watch does not show what is there, listing again", kind=self.name)
+            self._from = ""
+            self._watching.cancel()
+
+    def _answered(self) -> None:
+        """A list or a watch was granted: no trouble now. The next one waits as long as before, until a watch was well for a while."""
+        self.trouble = ""
 
     def _well(self) -> None:
-        self._delay = FIRST_DELAY_SECONDS
         self.trouble = ""
+        self._delay = FIRST_DELAY_SECONDS
+        self._unusable = 0
 
     # --- list
 
@@ -134,7 +177,7 @@ class Reflector:
         self._versions = versions
         self._take_list(found, invalid)
         self._from = page.metadata.resource_version
-        self._well()
+        self._answered()
 
     def _read(self, raw: bytes, found: dict[Key, AnyObject], invalid: dict[Key, Invalid], versions: dict[Key, str]) -> None:
         obj = read(self._collection.kind, raw)
@@ -147,7 +190,7 @@ class Reflector:
             log.error("an object without a name", kind=self.name, error=obj.message)
             return
         invalid[key_of_it] = obj
-        versions[key_of_it] = _decode_marked(raw).metadata.resource_version
+        versions[key_of_it] = _version_of(raw)
         if key_of_it in self._known:
             found[key_of_it] = self._known[key_of_it]
 
@@ -168,39 +211,65 @@ class Reflector:
     # --- watch
 
     async def _watch(self) -> None:
+        seconds = max(1, int(WATCH_SECONDS * random.uniform(0.8, 1.2)))  # noqa: S311 - not all at once
         query = {
             **self._collection.query,
             "watch": "1",
             "allowWatchBookmarks": "true",
             "resourceVersion": self._from,
-            "timeoutSeconds": str(int(WATCH_SECONDS * random.uniform(0.8, 1.2))),  # noqa: S311 - not all at once
+            "timeoutSeconds": str(seconds),
         }
-        lines = self._api.lines(self._collection.path, query=query, silence=WATCH_SECONDS * 1.2 + GRACE_SECONDS)
-        async with contextlib.aclosing(lines):
-            async for line in lines:
-                self._take_event(line)
+        self._opened, self._deleted = _number(self._from), {}
+        began = asyncio.get_running_loop().time()
+        lines = self._api.lines(self._collection.path, query=query, silence=seconds + GRACE_SECONDS, begun=self._answered)
+        try:
+            async with contextlib.aclosing(lines):
+                async for line in lines:
+                    self._take_event(line)
+        finally:
+            lasted = asyncio.get_running_loop().time() - began
+            if lasted > LONG_SECONDS:
+                self._well()
+        if lasted < SHORT_SECONDS:
+            raise Unusable("the watch ended at once")
 
     def _take_event(self, line: bytes) -> None:
         try:
             event = _decode_event(line)
-        except msgspec.DecodeError as error:
-            raise Unreachable(f"an event that cannot be read: {error}") from error
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise Unusable(f"an event that cannot be read: {error}") from error
         raw = bytes(event.object)
         if event.type == "ERROR":
-            status = _decode_status(raw)
-            raise ApiError(status.code, status.reason, status.message)
+            raise _error_of(raw)
         self._well()
-        version = _decode_marked(raw).metadata.resource_version
+        version = _version_of(raw)
+        if event.type == "BOOKMARK":
+            self._from = version or self._from
+            return
+        key = key_in(self._collection.kind, raw)
+        if key is not None and self._is_late(key, version, deleted=event.type == "DELETED"):
+            return
         if event.type == "DELETED":
-            key = key_in(self._collection.kind, raw)
-            if key is not None:
-                self.invalid.pop(key, None)
-                self._versions.pop(key, None)
-                if self._known.pop(key, None) is not None:
-                    self._changed({key: None})
-        elif event.type != "BOOKMARK":
+            self._delete(key, version)
+        else:
             self._take_object(raw)
         self._from = version or self._from
+
+    def _is_late(self, key: Key, version: str, *, deleted: bool) -> bool:
+        """Whether something newer is known already: a server, or what stands before it, may repeat itself."""
+        number, known = _number(version), _number(self._versions.get(key, ""))
+        if deleted:
+            return 0 < number < known  # some servers send the last version that was there
+        return 0 < number <= max(known, self._opened, self._deleted.get(key, 0))
+
+    def _delete(self, key: Key | None, version: str) -> None:
+        if key is None:
+            return
+        self.invalid.pop(key, None)
+        self._versions.pop(key, None)
+        self._deleted[key] = _number(version)
+        if self._known.pop(key, None) is not None:
+            self._changed({key: None})
 
     def _take_object(self, raw: bytes) -> None:
         found: dict[Key, AnyObject] = {}
@@ -217,27 +286,52 @@ class Reflector:
     # --- the barrier
 
     async def caught_up(self) -> bool:
-        """Whether each object here is the one that the API server has now, by a consistent read of names and resourceVersions."""
+        """Whether all that the API server has now is known here, by a consistent read of names and resourceVersions."""
         there: dict[Key, str] = {}
         following = ""
         while True:
             query = {**self._collection.query, "limit": str(PAGE * 4)} | ({"continue": following} if following else {})
             page = _decode_list(await self._api.request("GET", self._collection.path, query=query, metadata_only=True))
+            now = _number(page.metadata.resource_version)
+            if 0 < now <= _number(self._from):
+                return True  # the watch is past it
             for raw in page.items or ():
                 key = key_in(self._collection.kind, bytes(raw))
                 if key is not None:
-                    there[key] = _decode_marked(bytes(raw)).metadata.resource_version
+                    there[key] = _version_of(bytes(raw))
             following = page.metadata.continue_
             if not following:
-                return self._covers(there)
+                return self._covers(there, now)
 
-    def _covers(self, there: Mapping[Key, str]) -> bool:
-        """Newer is as good: Kubernetes defines resourceVersions of one resource as comparable integers (KEP-5504)."""
-        if self._versions.keys() != there.keys():
-            # What was made or deleted since the read was taken is seen by the next one.
-            return False
-        return all(_number(self._versions[key]) >= _number(version) for key, version in there.items())
+    def _covers(self, there: Mapping[Key, str], now: int) -> bool:
+        """Newer is as good: changed, made or deleted after the read was taken at `now`."""
+        for key, version in there.items():
+            ours = self._versions.get(key)
+            if ours is None and self._deleted.get(key, 0) <= now:
+                return False
+            if ours is not None and ours != version and _number(ours) <= _number(version):
+                return False
+        return all(_number(self._versions[key]) > now for key in self._versions.keys() - there.keys())
 
 
 def _number(version: str) -> int:
-    return int(version) if version.isdigit() else 0
+    """0: cannot be compared."""
+    return int(version) if version.isdecimal() and version.isascii() else 0
+
+
+def _version_of(raw: bytes) -> str:
+    try:
+        return _decode_marked(raw).metadata.resource_version
+    except (msgspec.DecodeError, RecursionError):
+        return ""
+
+
+def _error_of(raw: bytes) -> KubeError:
+    """An ERROR event. One that is no Status is not believed either."""
+    try:
+        status = _decode_status(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        return Unusable(f"an error that cannot be read: {error}")
+    if status.code == GONE:
+        return ApiError(status.code, status.reason, status.message)
+    return Unusable(f"{status.code} {status.reason}: {status.message}")

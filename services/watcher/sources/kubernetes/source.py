@@ -20,7 +20,10 @@ from services.watcher.sources.port import Hint
 
 log = get_logger(__name__)
 
-ASK_AGAIN_SECONDS: Final = 0.03
+ASK_AGAIN_SECONDS: Final = (0.03, 1.0)
+"""First and longest pause between two reads of a barrier."""
+PATIENCE: Final = 0.4
+"""After this share of a barrier's time a watch that still lacks something is given up for a list."""
 
 
 class KubernetesSource:
@@ -86,7 +89,7 @@ class KubernetesSource:
     async def catch_up(self, seconds: float) -> str:
         try:
             async with asyncio.timeout(seconds):
-                await asyncio.gather(*(_until_caught_up(r) for r in self._reflectors))
+                await asyncio.gather(*(_until_caught_up(r, seconds * PATIENCE) for r in self._reflectors))
         except TimeoutError:
             behind = [r.name for r in self._reflectors if r.trouble or not r.listed]
             return f"the watch has not caught up with the API server within {seconds:g} s{': ' + ', '.join(behind) if behind else ''}"
@@ -95,9 +98,16 @@ class KubernetesSource:
         return ""
 
 
-async def _until_caught_up(reflector: Reflector) -> None:
-    while not (reflector.listed and await reflector.caught_up()):  # noqa: ASYNC110 - another process is asked
-        await asyncio.sleep(ASK_AGAIN_SECONDS)
+async def _until_caught_up(reflector: Reflector, patience: float) -> None:
+    """A watch may have lost an event, or be dead without a word: nothing but this comparison would ever notice."""
+    pause, longest = ASK_AGAIN_SECONDS
+    given_up_at = asyncio.get_running_loop().time() + patience
+    while not (reflector.listed and await reflector.caught_up()):
+        if asyncio.get_running_loop().time() > given_up_at:
+            reflector.give_up()
+            given_up_at = float("inf")
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, longest)
 
 
 def collections(flags: Flags) -> list[Collection]:
@@ -106,6 +116,8 @@ def collections(flags: Flags) -> list[Collection]:
     found = [Collection(kind=kind, namespace=namespace) for kind in WATCHED]
     other, _, name = flags.configmap.partition("/")
     found.append(Collection(kind="ConfigMap", namespace=other, name=name))
+    if flags.watch_namespace_selector:
+        found.append(Collection(kind="Namespace"))
     if not namespace:
         return found
     for kind, reference in (
