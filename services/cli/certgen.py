@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -16,12 +16,39 @@ if TYPE_CHECKING:
     from services.shared.kube.client import Api
 
 
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def _everywhere(command: Command) -> Command:
+    """Flags that the original takes before and after the sub-command."""
+    for option in (
+        click.option("--log-format", default="json", hidden=True, expose_value=False, help="Taken, without effect."),
+        click.option("--log-level", default="info", hidden=True, expose_value=False, help="Taken, without effect."),
+        click.option("--kubeconfig", type=options.path(exists=True, dir_okay=False), help="Which cluster.  [default: this pod's]"),
+    ):
+        command = option(command)
+    return command
+
+
+def _secret(command: Command) -> Command:
+    for option in (
+        click.option("--ca-name", default="ca", show_default=True, help="The Secret's key for the CA's certificate."),
+        click.option("--secret-name", required=True),
+        click.option("--namespace", required=True),
+    ):
+        command = option(command)
+    return command
+
+
+def _boolean(name: str) -> Callable[[Command], Command]:
+    """As Go's flags: alone it means true."""
+    return click.option(name, default="true", show_default=True, is_flag=False, flag_value="true", type=bool)
+
+
 @click.group("certgen")
-@click.option("--kubeconfig", type=options.path(exists=True, dir_okay=False), help="Which cluster.  [default: this pod's]")
-@click.option("--log-level", default="info", hidden=True, help="Taken, without effect.")
-@click.option("--log-format", default="json", hidden=True, help="Taken, without effect.")
+@_everywhere
 @click.pass_context
-def command(context: click.Context, kubeconfig: Path | None, log_level: str, log_format: str) -> None:
+def command(context: click.Context, kubeconfig: Path | None) -> None:
     """Make the admission webhook's certificate in the cluster, and have the API server trust it. Takes kube-webhook-certgen's flags."""
     context.obj = kubeconfig
 
@@ -46,33 +73,37 @@ def _run(kubeconfig: Path | None, work: Callable[[Api], Awaitable[object]]) -> N
 
 
 @command.command("create")
+@_everywhere
+@_secret
 @click.option("--host", required=True, help="DNS names and addresses of the webhook, separated by commas.")
-@click.option("--namespace", required=True)
-@click.option("--secret-name", required=True)
 @click.option("--cert-name", default="cert", show_default=True, help="The Secret's key for the certificate.")
 @click.option("--key-name", default="key", show_default=True, help="The Secret's key for the private key.")
 @click.pass_obj
-def create(kubeconfig: Path | None, host: str, namespace: str, secret_name: str, cert_name: str, key_name: str) -> None:
+def create(
+    outer: Path | None, kubeconfig: Path | None, namespace: str, secret_name: str, ca_name: str, host: str, cert_name: str, key_name: str
+) -> None:
     """Make the Secret, unless it is there already."""
     from services.webhook import certgen
 
-    place = certgen.Place(namespace=namespace, secret=secret_name, certificate_key=cert_name, private_key=key_name)
-    _run(kubeconfig, lambda api: certgen.create(api, place, host.split(",")))
+    place = certgen.Place(namespace=namespace, secret=secret_name, ca_key=ca_name, certificate_key=cert_name, private_key=key_name)
+    _run(kubeconfig or outer, lambda api: certgen.create(api, place, host.split(",")))
 
 
 @command.command("patch")
-@click.option("--namespace", required=True)
-@click.option("--secret-name", required=True)
+@_everywhere
+@_secret
 @click.option("--webhook-name", default="", help="Of the webhook configurations.")
 @click.option("--apiservice-name", default="", help="Of an APIService.")
-@click.option("--patch-validating", default=True, show_default=True, type=bool)
-@click.option("--patch-mutating", default=True, show_default=True, type=bool)
+@_boolean("--patch-validating")
+@_boolean("--patch-mutating")
 @click.option("--patch-failure-policy", default="", help="Ignore or Fail.  [default: left as it is]")
 @click.pass_obj
 def patch(
+    outer: Path | None,
     kubeconfig: Path | None,
     namespace: str,
     secret_name: str,
+    ca_name: str,
     webhook_name: str,
     apiservice_name: str,
     patch_validating: bool,
@@ -82,6 +113,7 @@ def patch(
     """Put the Secret's CA into webhook configurations."""
     from services.webhook import certgen
 
+    place = certgen.Place(namespace=namespace, secret=secret_name, ca_key=ca_name)
     wanted = certgen.Patch(
         webhook=webhook_name,
         api_service=apiservice_name,
@@ -89,4 +121,4 @@ def patch(
         mutating=patch_mutating,
         failure_policy=patch_failure_policy,
     )
-    _run(kubeconfig, lambda api: certgen.patch(api, certgen.Place(namespace=namespace, secret=secret_name), wanted))
+    _run(kubeconfig or outer, lambda api: certgen.patch(api, place, wanted))

@@ -6,6 +6,7 @@ Its `--patch-failure-policy Ignore` has no effect in the original; here it is wr
 from __future__ import annotations
 
 import base64
+import re
 from typing import Any, Final
 
 import msgspec
@@ -17,7 +18,8 @@ from services.webhook.certificate import generate
 
 log = get_logger(__name__)
 
-CA_KEY: Final = "ca"
+VALID_DAYS: Final = 100 * 365
+"""As the original's: what is there is never renewed."""
 NOT_FOUND: Final = 404
 CONFLICT: Final = 409
 TRIES: Final = 5
@@ -32,6 +34,8 @@ class Place(Struct, frozen=True, kw_only=True):
 
     namespace: str
     secret: str
+    ca_key: str = "ca"
+    """The Secret's key of the CA's certificate; of the others below."""
     certificate_key: str = "cert"
     private_key: str = "key"
 
@@ -41,8 +45,8 @@ async def create(api: Api, place: Place, hosts: list[str]) -> bool:
     if await _ca(api, place) is not None:
         log.info("the secret exists already", secret=f"{place.namespace}/{place.secret}")
         return False
-    material = generate(hosts, traditional_key=True)
-    data = {CA_KEY: material.ca, place.certificate_key: material.certificate, place.private_key: material.key}
+    material = generate(_names(hosts), valid_days=VALID_DAYS, traditional_key=True)
+    data = {place.ca_key: material.ca, place.certificate_key: material.certificate, place.private_key: material.key}
     body = {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -59,6 +63,15 @@ async def create(api: Api, place: Place, hosts: list[str]) -> bool:
     return True
 
 
+def _names(hosts: list[str]) -> list[str]:
+    """A certificate for a mistyped name would be refused much later, by the API server, with every Ingress."""
+    names = [stripped for host in hosts if (stripped := host.strip())]
+    bad = [n for n in names if not re.fullmatch(r"[0-9A-Za-z*]([-0-9A-Za-z.:]{0,251}[0-9A-Za-z])?|::[0-9A-Fa-f:.]*", n, re.ASCII)]
+    if bad or not names:
+        raise CertgenError(f"--host names the webhook, for example admission,admission.ingress.svc; not {', '.join(bad) or 'nothing'}")
+    return names
+
+
 async def _ca(api: Api, place: Place) -> bytes | None:
     """None: there is no such Secret."""
     try:
@@ -68,11 +81,11 @@ async def _ca(api: Api, place: Place) -> bytes | None:
             return None
         raise
     data = msgspec.json.decode(answer).get("data") or {}
-    if CA_KEY not in data:
+    if place.ca_key not in data:
         raise CertgenError(
-            f"Secret {place.namespace}/{place.secret} has no key `{CA_KEY}`: it is not one of ours; delete it or name another"
+            f"Secret {place.namespace}/{place.secret} has no key `{place.ca_key}`: it is not one of ours; delete it or name another"
         )
-    return base64.b64decode(data[CA_KEY])
+    return base64.b64decode(data[place.ca_key])
 
 
 class Patch(Struct, frozen=True, kw_only=True):

@@ -1,186 +1,159 @@
-"""Events on Ingresses, as `kubectl describe` shows them: what was refused and why, and when a change is live on every node.
+"""Events on Ingresses, as `kubectl describe` shows them.
 
-An Event's name is made of its object, reason and message: the same thing said again only counts, by whichever leader. What was wrong
-before this process looked is not said again.
+An Event's name is made of its object, its reason and what it is about: the same thing said again only counts, by whichever leader.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
+import random
 import time
-from collections import deque
-from collections.abc import AsyncGenerator
+from collections import OrderedDict, deque
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 
-from services.shared.bus.port import Bus, CaughtUp, Message
-from services.shared.contracts import subjects
-from services.shared.contracts.problem import Problem, Verdict, printable
-from services.shared.contracts.report import NodeReport, decode_node_report
-from services.shared.contracts.version import VersionId
 from services.shared.kube.client import Api, ApiError, KubeError
-from services.shared.telemetry.lifecycle import until
 from services.shared.telemetry.logs import get_logger
-from services.shared.versions.read import manifest_of
+from services.watcher.status.news import Note
+from services.watcher.status.ours import OurIngresses
+from services.watcher.status.rate import Rate
 
 log = get_logger(__name__)
 
 MESSAGE_CHARACTERS: Final = 1000
-"""The API takes 1,024."""
+"""The API takes 1,024 bytes."""
 WAITING: Final = 1000
-"""Events that wait to be written; of more the oldest are dropped."""
+"""Notes that wait to be written; of more the oldest are dropped."""
+GAP_SECONDS: Final = 60.0
+"""How far back a new leader says what the one before it may not have come to."""
+STALE_SECONDS: Final = 300.0
+"""An Event is news: one that could not be written for so long is dropped."""
 PER_SECOND: Final = 20
-LIVE_WAITING: Final = 10_000
-"""Ingresses whose change is on its way; of more the newest are not announced."""
+BURST: Final = 40
+OBJECT_BURST: Final = 20
+OBJECT_SECONDS: Final = 15.0
+"""Of one Ingress: so many at once, then one in so many seconds. A tenant's flapping Ingress must not keep others' Events waiting."""
+OBJECTS: Final = 4096
+RETRY_SECONDS: Final = (0.5, 30.0)
 CONFLICT: Final = 409
-
-Type = Literal["Normal", "Warning"]
+NOT_FOUND: Final = 404
+TOO_MANY: Final = 429
+COMPONENT: Final = "sluice"
+MERGE: Final = "application/merge-patch+json"
 
 
 class EventWriter:
-    """`run` while leading."""
+    """`say` whether leading or not; `run` while leading."""
 
-    def __init__(self, api: Api, bus: Bus, reporter: str) -> None:
+    def __init__(self, api: Api, ours: OurIngresses, reporter: str) -> None:
         self._api = api
-        self._bus = bus
+        self._ours = ours
         self._reporter = reporter
-        self._waiting: deque[dict[str, Any]] = deque(maxlen=WAITING)
+        self._waiting: deque[Note] = deque(maxlen=WAITING)
         self._wake = asyncio.Event()
-        self._on_its_way: dict[tuple[str, str], VersionId] = {}
-        self._uids: dict[tuple[str, str], str] = {}
-        self._nodes: dict[str, NodeReport] = {}
+        self._rate = Rate(PER_SECOND, BURST)
+        self._of_objects: OrderedDict[tuple[str, str], Rate] = OrderedDict()
+
+    def say(self, note: Note) -> None:
+        """Written soon; not at all if there is too much to say of this object, or none leads."""
+        place = (note.namespace, note.name)
+        rate = self._of_objects.setdefault(place, Rate(1 / OBJECT_SECONDS, OBJECT_BURST))
+        self._of_objects.move_to_end(place)
+        if len(self._of_objects) > OBJECTS:
+            self._of_objects.popitem(last=False)
+        if rate.try_take():
+            self._waiting.append(note)
+            self._wake.set()
 
     async def run(self) -> None:
         """For ever; cancelled when leadership ends."""
-        await until(asyncio.Event(), self._follow_verdicts(), self._follow_versions(), self._follow_nodes(), self._write())
-
-    def note(self, namespace: str, name: str, uid: str) -> None:
-        """An Ingress's uid; empty: it is gone. Without it `kubectl describe` does not find its Events."""
-        if uid:
-            self._uids[(namespace, name)] = uid
-        else:
-            self._uids.pop((namespace, name), None)
-            self._on_its_way.pop((namespace, name), None)
-
-    # --- what is said
-
-    async def _follow_verdicts(self) -> None:
-        known = False
-        async with contextlib.aclosing(self._bus.watch(subjects.VERDICTS_BUCKET)) as entries:
-            async for entry in entries:
-                if isinstance(entry, CaughtUp):
-                    known = True
-                elif known and entry.value is not None:
-                    self._say_verdict(entry.value)
-
-    def _say_verdict(self, value: bytes) -> None:
-        with contextlib.suppress(msgspec.DecodeError):
-            verdict = msgspec.json.decode(value, type=Verdict)
-            if verdict.kind != "Ingress":
-                return
-            for problem in verdict.problems[:3]:
-                reason = "Rejected" if not verdict.accepted and problem.severity == "error" else str(problem.reason)
-                self._say(verdict.namespace, verdict.name, "Warning", reason, _words(problem))
-
-    async def _follow_versions(self) -> None:
-        known = False
-        async with contextlib.aclosing(self._versions()) as messages:
-            async for item in messages:
-                if isinstance(item, CaughtUp):
-                    known = True
-                elif known and (manifest := manifest_of(item)) is not None:
-                    for cause in manifest.causes:
-                        if cause.kind == "Ingress" and cause.op == "upsert" and len(self._on_its_way) < LIVE_WAITING:
-                            self._on_its_way[(cause.namespace, cause.name)] = manifest.id
-                    self._say_live()
-
-    async def _versions(self) -> AsyncGenerator[Message | CaughtUp, None]:
-        follower = self._bus.follow(subjects.CONFIG_STREAM, subjects.CONFIG_SUBJECTS, last_only=True)
-        async with contextlib.aclosing(follower) as items:
-            async for item in items:
-                if isinstance(item, Message | CaughtUp):
-                    yield item
-
-    async def _follow_nodes(self) -> None:
-        async with contextlib.aclosing(self._bus.watch(subjects.NODES_BUCKET)) as entries:
-            async for entry in entries:
-                if isinstance(entry, CaughtUp):
-                    continue
-                self._nodes.pop(entry.key, None)
-                if entry.value is not None:
-                    with contextlib.suppress(msgspec.DecodeError):
-                        self._nodes[entry.key] = decode_node_report(entry.value)
-                self._say_live()
-
-    def _say_live(self) -> None:
-        """What every node has, with nothing deferred."""
-        if not self._on_its_way or not self._nodes or any(n.deferred_count for n in self._nodes.values()):
-            return
-        everywhere = min(VersionId(n.epoch, n.number) for n in self._nodes.values())
-        for place, version in list(self._on_its_way.items()):
-            if version <= everywhere:
-                del self._on_its_way[place]
-                self._say(*place, "Normal", "Live", f"live on all {len(self._nodes)} nodes as of version {version}")
-
-    def _say(self, namespace: str, name: str, type_: Type, reason: str, message: str) -> None:
-        message = printable(message)[:MESSAGE_CHARACTERS]
-        uid = self._uids.get((namespace, name), "")
-        digest = hashlib.sha256("\0".join((uid, type_, reason, message)).encode()).hexdigest()[:16]
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._waiting.append(
-            {
-                "apiVersion": "v1",
-                "kind": "Event",
-                "metadata": {"name": f"{name[:200]}.{digest}", "namespace": namespace},
-                "involvedObject": {
-                    "kind": "Ingress", "apiVersion": "networking.k8s.io/v1", "namespace": namespace, "name": name, "uid": uid
-                },
-                "type": type_,
-                "reason": reason,
-                "message": message,
-                "source": {"component": "sluice"},
-                "reportingComponent": "sluice",
-                "reportingInstance": self._reporter,
-                "firstTimestamp": now,
-                "lastTimestamp": now,
-                "count": 1,
-            }
-        )  # fmt: skip
-        self._wake.set()
-
-    # --- writing
-
-    async def _write(self) -> None:
+        began = time.monotonic()
+        delay = RETRY_SECONDS[0]
         while True:
-            await self._wake.wait()
-            self._wake.clear()
             while self._waiting:
-                began = time.monotonic()
-                event = self._waiting.popleft()
+                await self._rate.take()
+                note = self._waiting.popleft()
+                age = time.monotonic() - note.at
+                if age > STALE_SECONDS or note.at < began - GAP_SECONDS:
+                    continue
                 try:
-                    await self._store(event)
+                    await self._write(note, perhaps_said=note.at < began)
+                    delay = RETRY_SECONDS[0]
                 except KubeError as error:
-                    # An Event is news: it is not kept for later.
-                    log.warning("an Event could not be written", object=event["metadata"]["name"], error=error)
-                await asyncio.sleep(max(0.0, 1 / PER_SECOND - (time.monotonic() - began)))
+                    log.warning("an Event could not be written", ingress=f"{note.namespace}/{note.name}", reason=note.reason, error=error)
+                    if not isinstance(error, ApiError) or error.status == TOO_MANY or error.status >= 500:
+                        self._put_back(note)
+                        told = error.retry_after if isinstance(error, ApiError) else 0.0
+                        await asyncio.sleep(max(told, delay * random.uniform(0.5, 1.0)))  # noqa: S311 - jitter
+                        delay = min(2 * delay, RETRY_SECONDS[1])
+            self._wake.clear()
+            await self._wake.wait()
 
-    async def _store(self, event: dict[str, Any]) -> None:
-        path = f"/api/v1/namespaces/{event['metadata']['namespace']}/events"
+    def _put_back(self, note: Note) -> None:
+        if len(self._waiting) < WAITING:
+            self._waiting.appendleft(note)
+
+    async def _write(self, note: Note, *, perhaps_said: bool) -> None:
+        """`perhaps_said`: it is from before this process led; where the Event is there with this message, the former leader wrote it."""
+        ingress = self._ours.get(note.namespace, note.name)
+        if ingress is None:
+            return  # gone, or never ours
+        event = _event(note, ingress.metadata.uid, self._reporter)
+        path = f"/api/v1/namespaces/{note.namespace}/events"
         try:
             await self._api.request("POST", path, body=event)
         except ApiError as error:
             if error.status != CONFLICT:
                 raise
-            name = f"{path}/{event['metadata']['name']}"
-            count = msgspec.json.decode(await self._api.request("GET", name)).get("count") or 1
-            body = {"count": count + 1, "lastTimestamp": event["lastTimestamp"]}
-            await self._api.request("PATCH", name, body=body, content_type="application/merge-patch+json")
+            await self._again(f"{path}/{event['metadata']['name']}", event, perhaps_said=perhaps_said)
+
+    async def _again(self, path: str, event: dict[str, Any], *, perhaps_said: bool) -> None:
+        try:
+            found = msgspec.json.decode(await self._api.request("GET", path))
+            if perhaps_said and found.get("message") == event["message"]:
+                return
+            body = {
+                "count": (found.get("count") or 1) + 1,
+                "message": event["message"],
+                "lastTimestamp": event["lastTimestamp"],
+                "reportingInstance": self._reporter,
+            }
+            await self._api.request("PATCH", path, body=body, content_type=MERGE)
+        except ApiError as error:
+            if error.status != NOT_FOUND:
+                raise
+            # Events expire after an hour: this one did so just now, and what is news will be said again.
 
 
-def _words(problem: Problem) -> str:
-    example = f" (for example: {problem.example})" if problem.example else ""
-    return f"{problem.field}: {problem.message}{example}"
+def _event(note: Note, uid: str, reporter: str) -> dict[str, Any]:
+    message = shown(note.message)
+    about = "\0".join((uid, note.type, note.reason, note.topic or message))
+    digest = hashlib.sha256(about.encode()).hexdigest()[:16]
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    place = {"namespace": note.namespace, "name": note.name}
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        # A name may not have `.` or `-` before the dot.
+        "metadata": {"name": f"{note.name[:200].rstrip('.-')}.{digest}", "namespace": note.namespace},
+        # With the uid: `kubectl describe` looks for it.
+        "involvedObject": {"kind": "Ingress", "apiVersion": "networking.k8s.io/v1", "uid": uid, **place},
+        "type": note.type,
+        "reason": note.reason,
+        "message": message,
+        "source": {"component": COMPONENT},
+        "reportingComponent": COMPONENT,
+        "reportingInstance": reporter,
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }
+
+
+def shown(message: str) -> str:
+    """Printable ASCII alone, bounded: parts of it are tenants' text."""
+    escaped = "".join(c if " " <= c <= "~" else c.encode("unicode_escape").decode() for c in message[: MESSAGE_CHARACTERS + 1])
+    return escaped if len(escaped) <= MESSAGE_CHARACTERS else escaped[: MESSAGE_CHARACTERS - 3] + "..."

@@ -3,31 +3,60 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Final
 
+from services.shared.bus.port import Bus
+from services.shared.kube.client import Api
 from services.shared.telemetry.lifecycle import until
+from services.shared.telemetry.logs import get_logger
 from services.watcher.changes import ObjectChanges
+from services.watcher.options import WatcherOptions
 from services.watcher.status.events import EventWriter
+from services.watcher.status.news import News
+from services.watcher.status.ours import OurIngresses
+from services.watcher.status.published import Addresses
 from services.watcher.status.writer import StatusWriter
+
+log = get_logger(__name__)
+
+AGAIN_SECONDS: Final = 5.0
 
 
 class Reporting:
     """See the module."""
 
-    def __init__(self, status: StatusWriter, events: EventWriter) -> None:
-        self._status = status
-        self._events = events
+    def __init__(self, api: Api, bus: Bus, options: WatcherOptions) -> None:
+        flags = options.flags
+        self._ours = OurIngresses(flags)
+        self._status = StatusWriter(api, flags, self._ours, Addresses(api, bus, flags, options.election_namespace))
+        self._events = EventWriter(api, self._ours, options.name)
+        self._news = News(bus, self._ours, self._events.say)
 
     def note(self, changes: ObjectChanges) -> None:
         """Everything that is published, whether this watcher leads or not."""
         for key, obj in changes.items():
-            self._status.note(key, obj)
-            if key.kind == "Ingress":
-                self._events.note(key.namespace, key.name, obj.metadata.uid if obj is not None else "")
+            for affected in self._ours.note(key, obj):
+                self._status.note(affected)
+
+    async def follow(self) -> None:
+        """For ever, whether this watcher leads or not."""
+        await _always("news", self._news.follow)
 
     async def run(self) -> None:
         """For ever; cancelled when leadership ends."""
-        await until(asyncio.Event(), self._status.run(), self._events.run())
+        await until(asyncio.Event(), _always("status", self._status.run), _always("events", self._events.run))
 
     async def clear(self) -> None:
         """The last watcher is shut down."""
         await self._status.clear()
+
+
+async def _always(what: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
+    """An error here, whichever, is no reason to stop publishing, nor to report no more."""
+    while True:
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 - see above
+            log.error("could not report to the API server", what=what, error=error)
+        await asyncio.sleep(AGAIN_SECONDS)
