@@ -1,4 +1,7 @@
-"""`make cluster`: an API server for hands-on work, in ./.cluster, until Ctrl-C."""
+"""`make cluster`: an API server for hands-on work, until Ctrl-C.
+
+It begins empty, in ./.cluster; in a directory given it goes on with what is there.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,29 @@ import asyncio
 import contextlib
 import shutil
 import signal
+import sys
+from pathlib import Path
 
 from tests.support.kube import KubeServer, tools
 from tests.support.up import ROOT
 
 
-async def _main() -> None:
-    directory = ROOT / ".cluster"
-    shutil.rmtree(directory, ignore_errors=True)
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+async def _main(directory: Path) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM):  # also while it starts
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     async with KubeServer(directory) as kube:
         kubeconfig = kube.kubeconfig()
         print(f"export KUBECONFIG={kubeconfig} PATH={tools()}:$PATH")
-        print(f"sluice up --kubeconfig {kubeconfig}        # Ctrl-C ends the cluster and forgets everything", flush=True)
-        await stop.wait()
+        print(f"sluice up --kubeconfig {kubeconfig}        # Ctrl-C ends the cluster", flush=True)
+        await asyncio.Event().wait()
 
 
-with contextlib.suppress(KeyboardInterrupt):
-    asyncio.run(_main())
+if sys.argv[1:]:
+    place = Path(sys.argv[1]).resolve()
+else:
+    place = ROOT / ".cluster"
+    shutil.rmtree(place, ignore_errors=True)
+with contextlib.suppress(asyncio.CancelledError):
+    asyncio.run(_main(place))

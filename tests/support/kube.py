@@ -71,13 +71,19 @@ class _Authority:
 
 
 class KubeServer:
-    """Use as an async context manager."""
+    """Use as an async context manager, which returns when it is ready. `directory` keeps keys, logs and what etcd holds.
+
+    `start`, `kill`, `stop` and `cont` mean the API server; etcd runs all the time.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.port, self._etcd_port, self._peer_port = free_port(), free_port(), free_port()
         self.url = f"https://127.0.0.1:{self.port}"
+        self.ca = directory / "serving" / "ca.crt"
+        """PEM; what `url` is trusted by."""
         self._authority = _Authority()
+        self._kubeconfigs: dict[tuple[str, ...], Path] = {}
         self._etcd: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
 
@@ -90,8 +96,12 @@ class KubeServer:
         (self.directory / "accounts.key").write_bytes(_private(key))
         public = key.public_key().public_bytes(PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
         (self.directory / "accounts.pub").write_bytes(public)
-        self._etcd = self._run("etcd", *self._etcd_arguments())
-        await self.start()
+        try:
+            self._etcd = self._run("etcd", *self._etcd_arguments())
+            await self.start()
+        except BaseException:  # then nobody calls __aexit__
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -101,8 +111,10 @@ class KubeServer:
                 process.wait()
 
     def _run(self, tool: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Dies with the thread that starts it, however that ends; a Ctrl-C at the terminal reaches only us."""
+        command = ["setpriv", "--pdeathsig", "KILL", str(tools() / tool), *arguments]
         with (self.directory / f"{tool}.log").open("ab") as log:
-            return subprocess.Popen([str(tools() / tool), *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory)
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory, start_new_session=True)
 
     def _etcd_arguments(self) -> list[str]:
         client, peer = f"http://127.0.0.1:{self._etcd_port}", f"http://127.0.0.1:{self._peer_port}"
@@ -134,9 +146,9 @@ class KubeServer:
             await api.close()
 
     async def _is_ready(self, api: Api) -> bool:
-        assert self._server is not None
-        if self._server.poll() is not None:
-            raise RuntimeError((self.directory / "kube-apiserver.log").read_text()[-2000:])
+        for name, process in (("etcd", self._etcd), ("kube-apiserver", self._server)):
+            if process is None or process.poll() is not None:
+                raise RuntimeError(f"{name} ended: {(self.directory / f'{name}.log').read_text()[-2000:]}")
         try:
             await api.request("GET", "/readyz", timeout=5)
             await api.request("GET", "/api/v1/namespaces/default", timeout=5)
@@ -153,14 +165,32 @@ class KubeServer:
         assert self._server is not None
         await asyncio.to_thread(self._server.wait)
 
+    async def restart(self) -> None:
+        """As after a crash: etcd keeps the objects, the API server's watch cache is empty."""
+        await self.kill()
+        await self.start()
+
+    def stop(self) -> None:
+        """It hangs: connections stay open, nothing is answered."""
+        self.send(signal.SIGSTOP)
+
+    def cont(self) -> None:
+        self.send(signal.SIGCONT)
+
     def kubeconfig(self, user: str = "admin", groups: Sequence[str] = ("system:masters",)) -> Path:
-        """Of this user, by a client certificate; the default is the administrator."""
+        """Of this user, by a client certificate; the default is the administrator.
+
+        A ServiceAccount's rights are those of the user `system:serviceaccount:<namespace>:<name>`.
+        """
+        known = self._kubeconfigs.get((user, *groups))
+        if known is not None:  # somebody may be reading it
+            return known
         certificate, key = self._authority.client(user, groups)
         encoded = {
             "client-certificate-data": base64.b64encode(certificate).decode(),
             "client-key-data": base64.b64encode(key).decode(),
         }
-        ca = base64.b64encode((self.directory / "serving/ca.crt").read_bytes()).decode()
+        ca = base64.b64encode(self.ca.read_bytes()).decode()
         content = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -169,33 +199,41 @@ class KubeServer:
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "user"}}],
             "current-context": "test",
         }
-        path = self.directory / f"{user.replace(':', '_')}.kubeconfig"
+        path = self.directory / f"{'_'.join([user, *groups]).replace(':', '_')}.kubeconfig"
+        path.touch(mode=0o600)  # helm complains of one that others can read
         path.write_bytes(msgspec.json.encode(content))
+        self._kubeconfigs[(user, *groups)] = path
         return path
 
     async def api(self, user: str = "admin", groups: Sequence[str] = ("system:masters",)) -> Api:
         return await Api.connect(self.kubeconfig(user, groups))
 
     async def kubectl(self, *arguments: str, text: str = "", check: bool = True) -> str:
-        """Its output, both streams. With `check` a failure raises."""
-        environment = {**os.environ, "KUBECONFIG": str(self.kubeconfig()), "HOME": str(self.directory)}
-        process = await asyncio.create_subprocess_exec(
+        """Its output, both streams; `text` is its input. As the administrator, unless `--kubeconfig` says who.
+
+        With `check` a failure raises AssertionError.
+        """
+        process = await self.start_kubectl(*arguments)
+        out, _ = await process.communicate(text.encode())
+        assert not check or process.returncode == 0, out.decode()
+        return out.decode()
+
+    async def start_kubectl(self, *arguments: str) -> asyncio.subprocess.Process:
+        """For what does not end by itself, such as `get --watch`: its input and output (both streams) are pipes."""
+        return await asyncio.create_subprocess_exec(
             *(str(tools() / "kubectl"), *arguments),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env=environment,
+            env={**os.environ, "KUBECONFIG": str(self.kubeconfig()), "HOME": str(self.directory)},
         )
-        out, _ = await process.communicate(text.encode())
-        assert not check or process.returncode == 0, out.decode()
-        return out.decode()
 
     async def apply(self, *objects: dict[str, Any]) -> str:
         items = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
         return await self.kubectl("apply", "-f", "-", text=msgspec.json.encode(items).decode())
 
     async def compact(self) -> None:
-        """Forget all history: a watch from an older resourceVersion gets 410 once the API server's own cache is gone, too."""
+        """etcd forgets all history. What the API server itself remembers goes with `restart`: then older resourceVersions get 410."""
         url = f"http://127.0.0.1:{self._etcd_port}/v3/kv"
         async with aiohttp.ClientSession() as session:
             async with session.post(f"{url}/range", json={"key": "AA==", "limit": 1}) as answer:
