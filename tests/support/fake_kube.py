@@ -203,6 +203,9 @@ class FakeKube:
         try:
             while not self._ended.is_set() and current == self._round:
                 changed = self._changed
+                if since < self.compacted:  # history that it still had to send is gone
+                    await response.write(error_event(410, "Expired"))
+                    break
                 for event in [e for e in self.history if e.version > since]:
                     if wanted(event.key):
                         await response.write(event.line)
