@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
+from services.applier.enrol import bus_address
 from services.applier.options import ApplierOptions
 from services.applier.service import serve
 from services.applier.store import NodeLocked
@@ -14,7 +15,7 @@ from services.shared.telemetry import lifecycle
 
 def main(options: ApplierOptions) -> None:
     async def run(stop: asyncio.Event) -> None:
-        await serve(NodeBus(options.bus, name=f"applier-{options.node}"), options, stop)
+        await serve(NodeBus(bus_address(options), name=f"applier-{options.node}"), options, stop)
 
     try:
         lifecycle.run("applier", run, node=options.node)

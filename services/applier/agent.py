@@ -435,6 +435,6 @@ class Agent:
     async def stop(self) -> None:
         if not self._options.stop_nginx:
             return
-        if self.nginx.quit() and await self.nginx.wait_gone(5.0) and not self.nginx.orphans():
+        if self.nginx.quit() and await self.nginx.wait_gone(self._options.drain_seconds) and not self.nginx.orphans():
             return
         self.nginx.kill()

@@ -10,6 +10,13 @@ from services.shared.bus.address import BusAddress
 from services.shared.flags import Flags
 
 
+class EnrolOptions(Struct, frozen=True, kw_only=True):
+    """How a node gets a credential of its own."""
+
+    token: Path
+    """A file: the pod's token, read for each question (the kubelet replaces it)."""
+
+
 class ApplierOptions(Struct, frozen=True, kw_only=True):
     """See `sluice applier --help`."""
 
@@ -21,11 +28,16 @@ class ApplierOptions(Struct, frozen=True, kw_only=True):
     https_port: int
     healthz_port: int
     bus: BusAddress = BusAddress()
+    """With `enrol`, its credential is good for asking for another."""
+    enrol: EnrolOptions | None = None
+    """None: the bus' credential is the node's own."""
     group: str = "default"
     nginx: str = "/usr/sbin/nginx"
     address: str = ""
     """Listen on this address only."""
     flags: Flags = Flags()
+    drain_seconds: float = 5.0
+    """For nginx to finish what it has begun, at a clean stop; then it is killed."""
     stop_nginx: bool = True
     """Whether nginx ends with a clean stop of the applier. A killed applier always leaves it running."""
     min_free_bytes: int = 64 * 1024 * 1024

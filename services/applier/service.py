@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import random
 import time
+from collections.abc import Coroutine
 
 import msgspec
 
 from services.applier.agent import Agent, Phases
+from services.applier.enrol import Enrolment
 from services.applier.health import Health
 from services.applier.keys import Keys
 from services.applier.nginx import package_version
@@ -52,13 +54,30 @@ class Applier:
     async def run(self, stop: asyncio.Event) -> None:
         self._agent.store.lock()
         runner = await self._health.serve()
+        ended = asyncio.Event()
         try:
             await self._agent.start()
-            await lifecycle.until(stop, self._serve_bus(), self._apply(), self._report(), self._resolve(), self._watch())
+            work = (self._serve_bus(), self._apply(), self._report(), self._resolve(), self._watch(), self._retire(stop, ended))
+            await lifecycle.until(ended, *work, *self._enrolling())
         finally:
             self._health.stopping = True
             await self._agent.stop()
+            await asyncio.sleep(self._options.flags.post_shutdown_grace_period)
             await runner.cleanup()
+
+    async def _retire(self, stop: asyncio.Event, ended: asyncio.Event) -> None:
+        """Not ready any more, but at work for the grace period: requests come until the last load balancer has noticed."""
+        await stop.wait()
+        self._health.stopping = True
+        self._changed.set()
+        if self._options.flags.shutdown_grace_period:
+            log.info("stopping; taking connections for a while", seconds=self._options.flags.shutdown_grace_period)
+        await asyncio.sleep(self._options.flags.shutdown_grace_period)
+        ended.set()
+
+    def _enrolling(self) -> tuple[Coroutine[None, None, None], ...]:
+        enrol = self._options.enrol
+        return (Enrolment(self._options, enrol).run(lambda: self._bus.connected),) if enrol is not None else ()
 
     async def _serve_bus(self) -> None:
         """Versions from the bus, once there is one. Everything else goes on without it."""
@@ -153,7 +172,7 @@ class Applier:
             self._changed.set()
 
     async def _send(self) -> None:
-        ready = self._health.ready and self._agent.healthy
+        ready = self._health.ready and self._agent.healthy and not self._health.stopping
         await send_report(self._bus, node_report(self._agent, self._options, ready=ready, package=self._package))
 
     async def _report(self) -> None:
@@ -167,9 +186,12 @@ class Applier:
             await asyncio.sleep(0.02)
 
     async def _resolve(self) -> None:
+        live = self._agent.live
         while True:
-            await asyncio.sleep(REFRESH_SECONDS)
-            await self._agent.live.resolve()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REFRESH_SECONDS):
+                    await live.unresolved.wait()
+            await live.resolve()
 
     async def _watch(self) -> None:
         while True:

@@ -21,7 +21,7 @@ COMMANDS: Final[dict[str, str]] = {
     "trace": "One change's way to every node, phase by phase, in milliseconds.",
     "validate": "What admission would say of these files, without a running sluice.",
     "compile": "Compile a directory of manifests to IR, nginx text or table rows, without a running sluice.",
-    "keys": "The keys that secrets are sealed with on the bus: list, rotate.",
+    "keys": "The keys that secrets are sealed with on the bus: list, rotate; a release's secrets: create.",
     "node": "Shut a lost edge node out (revoke), or let it in again (admit).",
     "certgen": "Make the admission certificate in a cluster (create), and have the API server trust it (patch).",
     "annotations": "Every annotation that is honoured: type, default, risk, scope, effect.",

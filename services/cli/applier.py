@@ -19,7 +19,19 @@ from services.shared.flags import Flags
 @click.option("--https-port", required=True, type=click.IntRange(1, 65535))
 @click.option("--health-port", required=True, type=click.IntRange(1, 65535), help="/healthz, /readyz, /metrics.")
 @click.option("--nginx", default="/usr/sbin/nginx", show_default=True, help="The nginx binary.")
+@click.option(
+    "--drain-seconds",
+    default=5.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="At the end, for nginx to finish what it has begun; then it is killed. In a pod: somewhat less than its grace period.",
+)
 @click.option("--keep-nginx", is_flag=True, help="Leave nginx running when the applier ends.")
+@click.option(
+    "--enrol-token",
+    type=options.path(dir_okay=False),
+    help="The file with this pod's token: the node asks for a NATS credential of its own, as whom --nats-creds says.",
+)
 @options.bus
 @options.flags
 def command(
@@ -30,13 +42,15 @@ def command(
     https_port: int,
     health_port: int,
     nginx: str,
+    drain_seconds: float,
     keep_nginx: bool,
+    enrol_token: Path | None,
     bus: BusAddress,
     flags: Flags,
 ) -> None:
     """Fetch versions, run nginx with them, report what is live."""
     from services.applier.__main__ import main
-    from services.applier.options import ApplierOptions
+    from services.applier.options import ApplierOptions, EnrolOptions
 
     main(
         ApplierOptions(
@@ -47,8 +61,10 @@ def command(
             https_port=https_port,
             healthz_port=health_port,
             nginx=nginx,
+            drain_seconds=drain_seconds,
             stop_nginx=not keep_nginx,
             bus=bus,
+            enrol=EnrolOptions(token=enrol_token) if enrol_token is not None else None,
             flags=flags,
         )
     )

@@ -16,7 +16,7 @@ from services.shared.flags import FlagError, Flags, parse_flags
 
 
 def _state(_: click.Context, __: click.Parameter, value: Path | None) -> StateDirectory:
-    return StateDirectory(value or default_state())
+    return StateDirectory(value or default_state(), named=value is not None)
 
 
 def _flags(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> Flags:
@@ -31,7 +31,8 @@ state = click.option(
     type=click.Path(path_type=Path),
     callback=_state,
     metavar="DIR",
-    help="The state directory of `sluice up`.  [default: /var/lib/sluice for root, else $XDG_STATE_HOME/sluice]",
+    help="The state directory of `sluice up`.  [default: what $SLUICE_NATS_URL names, where it is set (docs/installation.md); "
+    "else /var/lib/sluice for root, $XDG_STATE_HOME/sluice for others]",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/cli.md has its shape).")
 flags = click.option(
@@ -80,6 +81,14 @@ seal_keys = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
     help="The directory of the sealing keys (`sluice keys create` makes them).",
+)
+
+
+health_port = click.option(
+    "--health-port",
+    default=0,
+    type=click.IntRange(0, 65535),
+    help="Plain HTTP for /healthz, /readyz and /metrics.  [default: none]",
 )
 
 

@@ -49,7 +49,9 @@ class Up(Struct, frozen=True, kw_only=True):
 class StateDirectory:
     """Paths below the state directory. Relative input is made absolute: children run elsewhere."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, named: bool = True) -> None:
+        """`named`: somebody said which; else it is the default one."""
+        self.named = named
         self.root = Path(os.path.abspath(root))  # noqa: PTH100 - resolve() would follow a link that may point elsewhere later
 
     @property

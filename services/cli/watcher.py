@@ -13,6 +13,17 @@ from services.shared.bus.address import BusAddress
 from services.shared.flags import Flags
 
 
+def _accounts(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for value in values:
+        account, _equals, group = value.partition("=")
+        namespace, _slash, name = account.partition("/")
+        if not (namespace and name and group):
+            raise Stop(f"--enrol {value!r} is not NAMESPACE/NAME=GROUP, for example ingress-nginx/sluice-edge=default")
+        found[account] = group
+    return found
+
+
 @click.command("watcher")
 @click.option("--manifests", type=options.path(exists=True, file_okay=False), help="The source is this directory of manifests.")
 @click.option("--kubeconfig", type=options.path(exists=True, dir_okay=False), help="The source is the API server of this kubeconfig.")
@@ -20,6 +31,15 @@ from services.shared.flags import Flags
 @click.option("--in-cluster", is_flag=True, help="The source is the API server of this pod's service account.")
 @click.option("--election-namespace", envvar="POD_NAMESPACE", default="default", show_default=True, help="Where the leader's Lease is.")
 @click.option("--name", default="watcher", show_default=True, help="The key of its report, and its name in the Lease.")
+@click.option(
+    "--enrol",
+    multiple=True,
+    callback=_accounts,
+    metavar="NAMESPACE/NAME=GROUP",
+    help="Pods of this service account are edge nodes of GROUP and get credentials for NATS; repeatable.",
+)
+@click.option("--registrar-key", type=options.path(dir_okay=False), help="The file with the key that signs these credentials.")
+@options.health_port
 @options.seal_keys
 @options.bus
 @options.flags
@@ -30,6 +50,9 @@ def command(
     in_cluster: bool,
     election_namespace: str,
     name: str,
+    enrol: dict[str, str],
+    registrar_key: Path | None,
+    health_port: int,
     seal_keys: Path,
     bus: BusAddress,
     flags: Flags,
@@ -40,8 +63,11 @@ def command(
     if in_cluster and not os.environ.get("KUBERNETES_SERVICE_HOST"):
         raise Stop("--in-cluster works in a pod only; outside use --kubeconfig")
     from services.watcher.__main__ import main
-    from services.watcher.options import WatcherOptions
+    from services.watcher.options import RegistrarOptions, WatcherOptions
 
+    if enrol and (registrar_key is None or manifests is not None):
+        raise Stop("--enrol needs --registrar-key, and a cluster that says who a pod is")
+    registrar = RegistrarOptions(key=registrar_key, accounts=enrol) if enrol and registrar_key is not None else None
     main(
         WatcherOptions(
             manifests=manifests,
@@ -49,6 +75,8 @@ def command(
             context=context,
             election_namespace=election_namespace,
             name=name,
+            health_port=health_port,
+            registrar=registrar,
             seal_keys=seal_keys,
             bus=bus,
             flags=flags,

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 from services.compiler.service import CompilerOptions, serve
 from services.shared.bus.jetstream import JetStreamBus
+from services.shared.sealing.keyfile import BadKeyFile
 from services.shared.telemetry import lifecycle
+from services.shared.telemetry.health import Health
 
 
 def main(options: CompilerOptions) -> None:
     async def run(stop: asyncio.Event) -> None:
-        async with JetStreamBus(options.bus, name="compiler") as bus:
-            await serve(bus, options, stop)
+        health = Health("compiler")
+        async with health.listening(options.health_port), JetStreamBus(options.bus, name=options.name) as bus:
+            await serve(bus, options, stop, health)
 
-    lifecycle.run("compiler", run)
+    try:
+        lifecycle.run("compiler", run)
+    except (BadKeyFile, OSError) as error:
+        sys.exit(f"sluice compiler: {error}")

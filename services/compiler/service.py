@@ -28,6 +28,7 @@ from services.shared.flags import Flags
 from services.shared.sealing.material import open_delta
 from services.shared.sealing.ring import CannotOpen
 from services.shared.telemetry import lifecycle, tracing
+from services.shared.telemetry.health import Health, Samples
 from services.shared.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -50,6 +51,10 @@ class CompilerOptions(Struct, frozen=True, kw_only=True):
     bus: BusAddress = BusAddress()
     seal_keys: Path
     """The directory of `keys.json`: what Secrets and rows are sealed with."""
+    name: str = "compiler"
+    """In NATS' list of connections, and in logs; distinct for each compiler."""
+    health_port: int = 0
+    """`/healthz`, `/readyz`, `/metrics`; 0: none."""
     group: str = "default"
     flags: Flags = Flags()
     any_address: bool = True
@@ -84,6 +89,23 @@ class Compiler:
         self._asked_resync = -RESYNC_SECONDS
         self._resync: asyncio.Task[None] | None = None
         self._serving: list[Callable[[], Awaitable[None]]] = []
+
+    def unready(self) -> str:
+        """Why it cannot do its work."""
+        return "" if self._state.synced else "the cluster's state is not complete yet"
+
+    def samples(self) -> Samples:
+        """For metrics."""
+        state, head = self._state, self._state.committer.head
+        return {
+            "synced": state.synced,
+            "epoch": head.epoch if head else 0,
+            "version": head.number if head else 0,
+            "rows": head.rows if head else 0,
+            "pinned": state.committer.pinned,
+            "waiting": len(self._inbox),
+            "locked_secrets": len(self._locked),
+        }
 
     def _new_engine(self) -> Engine:
         return Engine(self._options.flags, any_address=self._options.any_address)
@@ -332,6 +354,9 @@ def _cause(waiting: _Waiting) -> Cause:
     )
 
 
-async def serve(bus: Bus, options: CompilerOptions, stop: asyncio.Event) -> None:
+async def serve(bus: Bus, options: CompilerOptions, stop: asyncio.Event, health: Health | None = None) -> None:
     """Compile until `stop` is set."""
-    await Compiler(bus, options).run(stop)
+    compiler = Compiler(bus, options)
+    if health is not None:
+        health.watch(compiler.unready, compiler.samples)
+    await compiler.run(stop)

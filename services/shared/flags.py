@@ -43,6 +43,10 @@ class Flags(Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fi
     """Addresses and host names for Ingress status, separated by commas; goes before `publish_service`."""
     report_node_internal_ip_address: bool = False
     """Of the Nodes of edge nodes, which count when neither of these two is given, the internal addresses."""
+    shutdown_grace_period: int = 0
+    """Seconds in which an edge node that ends still takes connections, no longer ready: load balancers notice meanwhile."""
+    post_shutdown_grace_period: int = 0
+    """Seconds between nginx' end and the applier's. ingress-nginx: 10."""
     status_update_interval: int = 60
     """Seconds between two comparisons of all statuses with what they should be."""
 
@@ -61,8 +65,8 @@ NOT_THERE_YET: Final = frozenset(
     enable-annotation-validation enable-ssl-chain-completion enable-ssl-passthrough enable-topology-aware-routing
     exclude-socket-metrics health-check-path health-check-timeout healthz-host internal-logger-address kubeconfig length-buckets
     max-buckets maxmind-edition-ids maxmind-license-key maxmind-mirror maxmind-retries-count maxmind-retries-timeout metrics-per-host
-    metrics-per-undefined-host monitor-max-batch-size post-shutdown-grace-period profiler-address profiler-port profiling
-    report-status-classes shutdown-grace-period size-buckets
+    metrics-per-undefined-host monitor-max-batch-size profiler-address profiler-port profiling
+    report-status-classes size-buckets
     ssl-passthrough-proxy-port status-port stream-port sync-period sync-rate-limit tcp-services-configmap
     time-buckets udp-services-configmap validating-webhook validating-webhook-certificate
     validating-webhook-key version v vmodule logtostderr alsologtostderr stderrthreshold log_dir log_file
@@ -128,6 +132,12 @@ def _interval(value: str) -> int:
     return max(5, int(value))
 
 
+def _grace(value: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,4}", value, re.ASCII):
+        raise FlagError("is a number of seconds, for example 10")
+    return int(value)
+
+
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -162,6 +172,8 @@ _PARSERS: Final[dict[str, Callable[[str], Parsed]]] = {
     "publish-service": _reference,
     "publish-status-address": _addresses,
     "report-node-internal-ip-address": _boolean,
+    "shutdown-grace-period": _grace,
+    "post-shutdown-grace-period": _grace,
     "status-update-interval": _interval,
 }
 """One entry for each field of `Flags`."""

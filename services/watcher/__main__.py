@@ -11,24 +11,26 @@ from services.shared.bus.jetstream import JetStreamBus
 from services.shared.bus.port import Bus
 from services.shared.sealing.keyfile import BadKeyFile
 from services.shared.telemetry import lifecycle
+from services.shared.telemetry.health import Health
 from services.watcher.options import WatcherOptions
-from services.watcher.service import Elect, Told, Watcher
+from services.watcher.service import Election, Watcher
 from services.watcher.sources.port import Source
-from services.watcher.status.events import EventWriter
 from services.watcher.status.reporting import Reporting
-from services.watcher.status.writer import StatusWriter
 
 __all__ = ["WatcherOptions", "main", "serve"]
 
 
-async def serve(bus: Bus, options: WatcherOptions, stop: asyncio.Event) -> None:
+async def serve(bus: Bus, options: WatcherOptions, stop: asyncio.Event, health: Health | None = None) -> None:
     """Watch and publish on a connected bus until `stop`."""
-    async with _source(bus, options) as (source, elect, reporting):
-        await Watcher(bus, source, options, elect, reporting).run(stop)
+    async with _source(bus, options) as (source, election, reporting):
+        watcher = Watcher(bus, source, options, election, reporting)
+        if health is not None:
+            health.watch(watcher.unready, watcher.samples)
+        await watcher.run(stop)
 
 
 @contextlib.asynccontextmanager
-async def _source(bus: Bus, options: WatcherOptions) -> AsyncIterator[tuple[Source, Elect | None, Reporting | None]]:
+async def _source(bus: Bus, options: WatcherOptions) -> AsyncIterator[tuple[Source, Election | None, Reporting | None]]:
     """Each imported only when it is used: a directory needs no Kubernetes client, a cluster no file watcher."""
     if options.manifests is not None:
         from services.watcher.sources.directory import DirectorySource
@@ -37,6 +39,7 @@ async def _source(bus: Bus, options: WatcherOptions) -> AsyncIterator[tuple[Sour
         return
     from services.shared.kube.client import Api
     from services.shared.kube.lease import Leader, LeaseOptions
+    from services.watcher.registrar import Registrar
     from services.watcher.sources.kubernetes.source import KubernetesSource
 
     api = await Api.connect(options.kubeconfig, options.context)
@@ -47,20 +50,16 @@ async def _source(bus: Bus, options: WatcherOptions) -> AsyncIterator[tuple[Sour
         holder=options.name,
         seconds=flags.election_ttl,
     )
-    leaders: list[Leader] = []
-
-    async def elect(won: Told, lost: Told) -> None:
-        leaders.append(Leader(api, lease, won=won, lost=lost))
-        await leaders[0].run()
-
+    leader = Leader(api, lease)
     try:
+        if options.registrar is not None:
+            await Registrar(bus, api, options.registrar).serve()
         if flags.disable_leader_election:
             yield KubernetesSource(api, flags), None, None  # without a leader nobody writes
         else:
-            yield KubernetesSource(api, flags), elect, Reporting(StatusWriter(api, flags), EventWriter(api, bus, options.name))
+            yield KubernetesSource(api, flags), leader, Reporting(api, bus, options)
     finally:
-        for leader in leaders:
-            await leader.release()
+        await leader.release()
         await api.close()
 
 
@@ -68,10 +67,11 @@ def main(options: WatcherOptions) -> None:
     """A process of its own: SIGTERM and SIGINT end it."""
 
     async def connected(stop: asyncio.Event) -> None:
-        async with JetStreamBus(options.bus, name=options.name) as bus:
-            await serve(bus, options, stop)
+        health = Health("watcher")
+        async with health.listening(options.health_port), JetStreamBus(options.bus, name=options.name) as bus:
+            await serve(bus, options, stop, health)
 
     try:
         lifecycle.run("watcher", connected)
-    except BadKeyFile as error:
+    except (BadKeyFile, OSError) as error:
         sys.exit(f"sluice watcher: {error}")

@@ -11,6 +11,15 @@ from services.shared.flags import Flags
 from services.watcher.publish import MAX_DELTA_BYTES
 
 
+class RegistrarOptions(Struct, frozen=True, kw_only=True):
+    """What a registrar is told."""
+
+    key: Path
+    """A file: what it signs with. Read for each question."""
+    accounts: dict[str, str]
+    """Service accounts (`namespace/name`) whose pods are nodes -> the group of these."""
+
+
 class WatcherOptions(Struct, frozen=True, kw_only=True):
     """See `sluice watcher --help`."""
 
@@ -30,5 +39,9 @@ class WatcherOptions(Struct, frozen=True, kw_only=True):
     flags: Flags = Flags()
     max_delta_bytes: int = MAX_DELTA_BYTES
     """Larger objects are refused; keep it below the server's max_payload."""
+    health_port: int = 0
+    """`/healthz`, `/readyz`, `/metrics`; 0: none."""
+    registrar: RegistrarOptions | None = None
+    """Give nodes credentials that ask for them; None: they have theirs from elsewhere."""
     verify_seconds: float = 30.0
     """How often everything is looked at and a sync mark published, whatever events say (anti-entropy)."""

@@ -76,10 +76,13 @@ class KubeServer:
     `start`, `kill`, `stop` and `cont` mean the API server; etcd runs all the time.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, address: str = "127.0.0.1", more: Sequence[str] = ()) -> None:
+        """`more`: further arguments of kube-apiserver."""
         self.directory = directory
+        self.address = address
         self.port, self._etcd_port, self._peer_port = free_port(), free_port(), free_port()
-        self.url = f"https://127.0.0.1:{self.port}"
+        self.url = f"https://{address}:{self.port}"
+        self._more = more
         self.ca = directory / "serving" / "ca.crt"
         """PEM; what `url` is trusted by."""
         self._authority = _Authority()
@@ -90,7 +93,7 @@ class KubeServer:
     async def __aenter__(self) -> KubeServer:
         self.directory.mkdir(parents=True, exist_ok=True)
         await asyncio.to_thread(tools)
-        make_certificate(self.directory / "serving")
+        make_certificate(self.directory / "serving", ("localhost", "127.0.0.1", self.address))
         (self.directory / "clients.crt").write_bytes(self._authority.certificate)
         key = ec.generate_private_key(ec.SECP256R1())
         (self.directory / "accounts.key").write_bytes(_private(key))
@@ -129,13 +132,14 @@ class KubeServer:
         d = self.directory
         self._server = self._run(
             "kube-apiserver",
-            *("--etcd-servers", f"http://127.0.0.1:{self._etcd_port}", "--secure-port", str(self.port), "--bind-address", "127.0.0.1"),
+            *("--etcd-servers", f"http://127.0.0.1:{self._etcd_port}", "--secure-port", str(self.port), "--bind-address", self.address),
             *("--tls-cert-file", str(d / "serving/tls.crt"), "--tls-private-key-file", str(d / "serving/tls.key")),
             *("--client-ca-file", str(d / "clients.crt"), "--authorization-mode", "RBAC", "--anonymous-auth=false"),
             *("--service-account-issuer", "https://kubernetes.default.svc", "--service-account-key-file", str(d / "accounts.pub")),
             *("--service-account-signing-key-file", str(d / "accounts.key"), "--disable-admission-plugins", "ServiceAccount"),
             *("--service-cluster-ip-range", "10.96.0.0/16", "--allow-privileged=true", "--profiling=false"),
             *("--watch-cache-sizes", "", "--min-request-timeout", "300"),
+            *self._more,
         )
         api = await self.api()
         try:

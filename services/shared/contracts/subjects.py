@@ -52,6 +52,7 @@ BLOBS_SUBJECTS: Final = "blob.v1.>"
 
 ASK_WATCHER_BARRIER: Final = "ask.v1.watcher.barrier"
 ASK_WATCHER_RESYNC: Final = "ask.v1.watcher.resync"
+ASK_WATCHER_ENROL: Final = "ask.v1.watcher.enrol"
 ASK_COMPILER_ADMIT: Final = "ask.v1.compiler.admit"
 ASK_COMPILER_COVER: Final = "ask.v1.compiler.cover"
 ASK_COMPILER_EXPLAIN: Final = "ask.v1.compiler.explain"

@@ -1,8 +1,9 @@
-"""The keys that sign: made once, kept in a directory of their own, used to issue credentials and to tell servers whom to believe."""
+"""The keys that sign: made once and kept apart, used to issue credentials and to tell servers whom to believe."""
 
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import Final
@@ -11,7 +12,8 @@ import msgspec
 from msgspec import Struct
 
 from services.shared.natsauth import jwt
-from services.shared.natsauth.roles import Permissions, Role, of_node, of_service, user_of_node
+from services.shared.natsauth.registrar import RegistrarKey
+from services.shared.natsauth.roles import NEWCOMER, Permissions, Role, of_any_node, of_newcomer, of_node, of_service, user_of_node
 
 FILE: Final = "authority.json"
 
@@ -25,6 +27,8 @@ class _Keys(Struct, kw_only=True):
     """Seeds."""
     account: str
     system: str
+    registrar: str = ""
+    """Signs nodes' credentials, and cannot sign any other."""
     nodes: dict[str, str] = {}
     """Public keys of node credentials -> the node: needed to revoke them."""
     revoked: dict[str, int] = {}
@@ -33,35 +37,63 @@ class _Keys(Struct, kw_only=True):
     """Nodes that get no credential until they are admitted again."""
 
 
-class Authority:
-    """See the module. Whoever reads its file can become anyone on this bus, and nobody outside it."""
+def _new() -> _Keys:
+    return _Keys(operator=jwt.new_seed(jwt.OPERATOR), account=jwt.new_seed(jwt.ACCOUNT), system=jwt.new_seed(jwt.ACCOUNT))
 
-    def __init__(self, path: Path, keys: _Keys) -> None:
+
+def _decode(data: bytes, where: str) -> _Keys:
+    try:
+        keys = msgspec.json.decode(data, type=_Keys)
+        for seed in (keys.operator, keys.account, keys.system):
+            jwt.public_of(seed)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise BadAuthority(f"{where} holds no signing keys: {error}; removing it makes new ones, and all credentials void") from error
+    return keys
+
+
+def _lasting_claims(token: str) -> object:
+    """All but when it was signed."""
+    try:
+        claims = jwt.body_of(token)
+    except ValueError:
+        return None
+    return {k: v for k, v in claims.items() if k not in ("iat", "jti")}
+
+
+class Authority:
+    """See the module. Whoever reads what it keeps can become anyone on this bus, and nobody outside it."""
+
+    def __init__(self, keys: _Keys, path: Path | None = None) -> None:
         self._path = path
         self._keys = keys
+        if not keys.registrar:
+            keys.registrar = jwt.new_seed(jwt.ACCOUNT)
+            self._save()
 
     @classmethod
     def at(cls, directory: Path) -> Authority:
-        """The one in this directory, made if there is none. Raises BadAuthority, OSError."""
+        """The one in this directory, made if there is none; it is kept there. Raises BadAuthority, OSError."""
         path = directory / FILE
         try:
-            keys = msgspec.json.decode(path.read_bytes(), type=_Keys)
-            for seed in (keys.operator, keys.account, keys.system):
-                jwt.public_of(seed)
-            return cls(path, keys)
+            return cls(_decode(path.read_bytes(), str(path)), path)
         except FileNotFoundError:
-            made = cls(
-                path, _Keys(operator=jwt.new_seed(jwt.OPERATOR), account=jwt.new_seed(jwt.ACCOUNT), system=jwt.new_seed(jwt.ACCOUNT))
-            )
-            made._save()
-            return made
-        except (msgspec.DecodeError, ValueError) as error:
-            raise BadAuthority(f"{path} holds no signing keys: {error}; removing it makes new ones, and all credentials void") from error
+            return cls(_new(), path)
+
+    @classmethod
+    def of(cls, data: bytes | None, where: str) -> Authority:
+        """The one that was kept as `encoded`, or (None) another; who asks keeps it. `where` is for messages. Raises BadAuthority."""
+        return cls(_new() if data is None else _decode(data, where))
+
+    @property
+    def encoded(self) -> bytes:
+        return msgspec.json.format(msgspec.json.encode(self._keys), indent=2)
 
     def _save(self) -> None:
+        if self._path is None:
+            return
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(self._keys), indent=2))
+            file.write(self.encoded)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._path)
@@ -76,7 +108,9 @@ class Authority:
     @property
     def account_jwt(self) -> str:
         """As of now, with what is revoked."""
-        return jwt.account_jwt(self._keys.operator, self.account, "sluice", jetstream=True, revoked=self._keys.revoked)
+        nodes = of_any_node()
+        scope = jwt.Scope(key=jwt.public_of(self._keys.registrar), role="node", publish=nodes.publish, subscribe=nodes.subscribe)
+        return jwt.account_jwt(self._keys.operator, self.account, "sluice", jetstream=True, revoked=self._keys.revoked, scopes=[scope])
 
     def server_configuration(self, resolver_directory: Path | str) -> str:
         """The lines of a nats-server's configuration that say whom to believe."""
@@ -91,11 +125,28 @@ class Authority:
             "}\n"
         )
 
+    def is_told_by(self, configuration: str) -> bool:
+        """Whether these lines, made earlier, say of the account what `server_configuration` would say now."""
+        told = [m for m in re.findall(r'"(ey[\w.-]+)"', configuration, re.ASCII) if _lasting_claims(m) == _lasting_claims(self.account_jwt)]
+        return bool(told) and jwt.public_of(self._keys.system) in configuration
+
     # --- for users
 
-    def service(self, role: Role) -> str:
-        """A credentials file for one service."""
-        return self._issue(role, of_service(role), self._keys.account)[0]
+    def service(self, role: Role, present: str = "") -> str:
+        """A credentials file for one service: the present one while it is right."""
+        return self._lasting(role, of_service(role), present)
+
+    def newcomer(self, present: str = "") -> str:
+        """A credentials file for nodes that have none yet: the present one while it is right."""
+        return self._lasting(NEWCOMER, of_newcomer(), present)
+
+    def _lasting(self, name: str, permissions: Permissions, present: str) -> str:
+        return present if self._is_right(present, permissions) else self._issue(name, permissions, self._keys.account)[0]
+
+    @property
+    def registrar(self) -> RegistrarKey:
+        """For who admits nodes: with it one can be any node, and nobody else."""
+        return RegistrarKey(account=self.account, seed=self._keys.registrar)
 
     def node(self, node: str, group: str, present: str = "") -> str:
         """A credentials file for one node: the present one while it is right. It is remembered, to be revoked some day.
@@ -105,7 +156,7 @@ class Authority:
         if node in self._keys.banned:
             return ""
         permissions = of_node(node, group)
-        if self._is_right(present, permissions):
+        if self._is_right(present, permissions) and jwt.claims_of(present).sub in self._keys.nodes:
             return present
         text, public = self._issue(user_of_node(node), permissions, self._keys.account)
         self._keys.nodes[public] = node
@@ -120,7 +171,7 @@ class Authority:
             return False
         allowed = (tuple(sorted(permissions.publish)), tuple(sorted(permissions.subscribe)))
         same = (tuple(claims.nats.pub.allow), tuple(claims.nats.sub.allow)) == allowed
-        return same and claims.iss == self.account and claims.sub in self._keys.nodes and claims.sub not in self._keys.revoked
+        return same and claims.iss == self.account and claims.sub not in self._keys.revoked
 
     def system(self) -> str:
         """A credentials file for telling servers of a changed account."""

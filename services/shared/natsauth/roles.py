@@ -7,10 +7,13 @@ from typing import Final, Literal
 from msgspec import Struct
 
 from services.shared.contracts import subjects
-from services.shared.contracts.subjects import bucket_subject, config_subject, keys_key, republished, token
+from services.shared.contracts.subjects import bucket_subject, republished, token
 
 Role = Literal["watcher", "compiler", "webhook", "command"]
 ROLES: Final[tuple[Role, ...]] = ("watcher", "compiler", "webhook", "command")
+
+NEWCOMER: Final = "edge"
+"""The user that all nodes without a credential are."""
 
 _API: Final = "$JS.API"
 
@@ -51,7 +54,7 @@ def of_service(role: Role) -> Permissions:
                 *("cluster.v1.>", bucket_subject(subjects.WATCHERS_BUCKET, ">")),
                 *_ENSURE,
                 *_read(subjects.CLUSTER_STREAM, subjects.CONFIG_STREAM, subjects.APPLIED_STREAM),
-                *_read(_bucket(subjects.VERDICTS_BUCKET), _bucket(subjects.NODES_BUCKET)),
+                *_read(*(_bucket(b) for b in (subjects.VERDICTS_BUCKET, subjects.NODES_BUCKET, subjects.REVOKED_BUCKET))),
             ),
             subscribe=(inbox(role), "ask.v1.watcher.>"),
             answers=True,
@@ -78,7 +81,22 @@ def of_service(role: Role) -> Permissions:
 
 def of_node(node: str, group: str) -> Permissions:
     """One edge node: its own reports, its own keys, its group's versions. No consumer, no stream, nobody else's subject."""
-    own, versions, keys = token(node), config_subject(group), bucket_subject(subjects.KEYS_BUCKET, keys_key(group, node))
+    return _of_node(token(node), token(group))
+
+
+def of_any_node() -> Permissions:
+    """The same as a template that servers fill in: a user called as the node's token, tagged `group:` and the group's."""
+    return _of_node("{{name()}}", "{{tag(group)}}")
+
+
+def of_newcomer() -> Permissions:
+    """A node that has no credential yet: it may ask for one."""
+    return Permissions(publish=(subjects.ASK_WATCHER_ENROL,), subscribe=(inbox(NEWCOMER),))
+
+
+def _of_node(own: str, group: str) -> Permissions:
+    """`own`, `group`: tokens."""
+    versions, keys = f"config.v1.{group}", bucket_subject(subjects.KEYS_BUCKET, f"{group}.{own}")
     return Permissions(
         publish=(
             f"applied.v1.{own}",
@@ -88,7 +106,7 @@ def of_node(node: str, group: str) -> Permissions:
             f"{_API}.DIRECT.GET.{subjects.BLOBS_STREAM}.blob.v1.>",
             f"{_API}.DIRECT.GET.{_bucket(subjects.KEYS_BUCKET)}.{keys}",
         ),
-        subscribe=(inbox(user_of_node(node)), republished(versions), republished(keys)),
+        subscribe=(inbox(f"node_{own}"), republished(versions), republished(keys)),
     )
 
 

@@ -37,6 +37,9 @@ WRONG_LAST_SEQUENCE: Final = 10071
 
 T = TypeVar("T")
 
+_ENDED: Final = (nats.errors.Error, OSError, TimeoutError, AssertionError)
+"""What closing a client may raise; AssertionError where it was never asked to connect."""
+
 _KEPT_HEADERS: Final = ("traceparent", "tracestate", "KV-Operation")
 
 
@@ -78,6 +81,8 @@ class Connection:
         self._reopening: asyncio.Task[None] | None = None
         self._closing = False
         self._refused = ""
+        self._opened = False
+        """Whether there was a connection once."""
         self._lost = asyncio.Event()
         """Set at the next loss, and replaced then."""
         self.client = Client()
@@ -97,6 +102,7 @@ class Connection:
                 await discard(client)
                 await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
                 delay = min(delay * 2, 1.0)
+        self._refused, self._opened = "", True
         self.client = client
         self.js = client.jetstream(timeout=ACK_SECONDS, publish_async_max_pending=4 * PIPELINE)
 
@@ -126,12 +132,16 @@ class Connection:
         )
 
     def _note_refusal(self, error: Exception) -> None:
-        """Say once what an operator must mend: credentials and certificates do not mend themselves."""
+        """Say once why there is no connection; louder what an operator must mend: credentials and certificates do not mend themselves."""
         words = str(error) or type(error).__name__
         mendable = isinstance(error, ssl.SSLError | ValueError | FileNotFoundError) or "uthoriz" in words
-        if mendable and words != self._refused:
-            self._refused = words
-            log.error("nats refuses this connection; trying again", error=words)
+        if words == self._refused:
+            return
+        self._refused, address = words, self._address
+        if mendable:
+            log.error("nats refuses this connection; trying again", error=words, credentials=address.credentials, ca=address.ca)
+        else:
+            log.warning("no connection to nats yet; trying again", error=words, url=address.url)
 
     async def subscribe(self, subject: str, take: Callable[[Msg], Awaitable[None]], *, queue: str = "") -> Subscription:
         """Returns once the server knows of it."""
@@ -161,7 +171,7 @@ class Connection:
         self._closing = True
         if self._reopening is not None:
             self._reopening.cancel()
-        with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):
+        with contextlib.suppress(*_ENDED):
             await self.client.close()
 
     async def _on_error(self, client: Client, error: Exception) -> None:
@@ -176,7 +186,7 @@ class Connection:
     async def _on_disconnected(self) -> None:
         self._lost.set()
         self._lost = asyncio.Event()
-        if not self._closing:
+        if not self._closing and self._opened:
             log.warning("disconnected from nats")
 
     async def _on_closed(self, client: Client) -> None:
@@ -201,7 +211,7 @@ class Connection:
 
 async def discard(client: Client) -> None:
     """A client that failed is of no use again, and may hold a socket."""
-    with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+    with contextlib.suppress(*_ENDED):
         async with asyncio.timeout(CONNECT_SECONDS):
             await client.close()
     transport: Any = client._transport
