@@ -26,6 +26,8 @@ from services.shared.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 CONFIRM_SECONDS: Final = 3.0
+RETIRE_SECONDS: Final = 2.0
+"""For the workers of the generation before to take no requests any more."""
 MOST_REFUSALS: Final = 50
 """Policies refused in one installation before the rest is given up for now."""
 DRAINING_GENERATIONS: Final = 3
@@ -169,9 +171,10 @@ class Installer:
             return f"the new generation could not be switched to: {problem}"
         failpoint("switched")
         running = self._nginx.pid
+        serving = self._nginx.workers()[0] if running else set[int]()
         if running:
             # this reload adds one
-            self._nginx.bound_draining((DRAINING_GENERATIONS - 1) * max(1, len(self._nginx.workers()[0])))
+            self._nginx.bound_draining((DRAINING_GENERATIONS - 1) * max(1, len(serving)))
             self._nginx.reload()
             failpoint("reloaded")
         else:
@@ -180,7 +183,9 @@ class Installer:
                 return await self._back(before, generation, f"nginx does not start: {words}")
         error = await self.confirm(settings, generation)
         if not error:
-            if not running:
+            if running:
+                await self._nginx.retired(serving, RETIRE_SECONDS)
+            else:
                 self._nginx.end_orphans()
             return ""
         return await self._back(before, generation, error)

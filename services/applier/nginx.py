@@ -185,6 +185,14 @@ class Nginx:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGTERM)
 
+    async def retired(self, workers: set[int], seconds: float) -> bool:
+        """Whether these workers take no requests any more; those of an old generation do not know what is new. One that hangs never says."""
+        for _ in range(int(seconds / 0.01)):
+            if not workers & self.workers()[0]:
+                return True
+            await asyncio.sleep(0.01)
+        return False
+
     async def wait_gone(self, seconds: float) -> bool:
         """Whether the master ended within so many seconds."""
         for _ in range(int(seconds / 0.05)):

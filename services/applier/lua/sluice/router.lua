@@ -118,10 +118,9 @@ local function stand_in(route)
   return backend
 end
 
--- The backend that serves, with its variables set.
-local function choose_backend(route, row_name, v)
+-- The backend that serves, with its variables set. `primary`: the route's own, where there is one.
+local function choose_backend(route, row_name, v, primary)
   local var = ngx.var
-  local primary = rows.backend(route.backend, v)
   if not primary or not balancing.alive(primary) then
     if route.backend == rows.settings(v).default_backend then
       var.proxy_upstream_name = "upstream-default-backend"
@@ -261,6 +260,12 @@ function _M.route()
   end
   local host, uri = var.host, var.uri
   local row, name, route, slash = find(host, uri, v)
+  local primary = route and route.backend and rows.backend(route.backend, v)
+  if not primary and row and rows.now() ~= v then -- a push took the backend between the two look-ups; its route is another one by now
+    v = rows.now()
+    row, name, route, slash = find(host, uri, v)
+    primary = route and route.backend and rows.backend(route.backend, v)
+  end
   if name == "_" or not name then
     own_paths(uri)
   end
@@ -297,7 +302,7 @@ function _M.route()
     var.proxy_upstream_name = "upstream-default-backend"
     return ngx.exec(NOT_FOUND)
   end
-  choose_backend(route, name, v)
+  choose_backend(route, name, v, primary)
   if not route.plain then
     access(route)
   end
