@@ -20,8 +20,8 @@ up: setup ## Run everything on this machine: the example application on two ngin
 	@exec $(BIN)/sluice up --demo $(ARGS)
 
 .PHONY: test
-test: setup-dev ## Run all tests (ARGS="-k name" for some)
-	@$(BIN)/python -m pytest -q $(ARGS)
+test: setup-dev ## Run all tests (ARGS="-n 0 -k name" for some, one after another)
+	@$(BIN)/python -m pytest -q -n 3 --dist loadfile $(ARGS)
 
 .PHONY: check
 check: setup-dev ## Format, lint, types, import contracts, Lua
