@@ -16,13 +16,14 @@ from msgspec.structs import replace
 from services.compiler import naming
 from services.compiler.backends import Users, affinity_of, lower_backend
 from services.compiler.certificates import Certificate, certificate_of
+from services.compiler.configmap import parse_settings
 from services.compiler.graph import Graph, Place
 from services.compiler.hosts import CanaryEdge, LoweredHost, lower_host
 from services.compiler.ingresses import CATCH_ALL, BackendRef, ReadIngress, in_order, read_ingress
 from services.compiler.ir import LocationPolicy
 from services.compiler.locations import FIRST_PORT, without_policy
 from services.compiler.policies import policy_of, render_bundle
-from services.compiler.settings import GlobalSettings, parse_settings
+from services.compiler.settings import GlobalSettings
 from services.compiler.tables import Tables
 from services.compiler.world import World
 from services.shared.checks.classes import is_ours

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from services.compiler.settings import KEYS
+from services.compiler.configmap import KEYS
 from services.shared import flags
 from tests.chart.helm import CHART, Refused, component, one, pod_of, render, render_text
 from tests.chart.schema import FILE, build, original, parts

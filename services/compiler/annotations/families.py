@@ -6,7 +6,7 @@ from typing import Final
 
 from services.compiler.annotations import values as v
 from services.compiler.annotations.registry import Annotation, Invalid, Risk
-from services.compiler.settings import boolean, failures, switch
+from services.compiler.configvalues import boolean, failures, switch
 
 REWRITE: Final = (
     Annotation(name="ssl-redirect", parse=boolean, invalid=Invalid.DEFAULT, effect="http to https where the host has a certificate entry."),

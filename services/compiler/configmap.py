@@ -1,0 +1,228 @@
+"""The controller ConfigMap: one small entry a key, typed values out, problems as values.
+
+Lenient as ingress-nginx is: one bad value is reported and its last good value (or the default) stays; the others apply. Unknown keys
+are named with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from services.compiler import known
+from services.compiler.configvalues import (
+    boolean,
+    buffers,
+    cidrs,
+    ciphers,
+    codes,
+    curves,
+    duration,
+    failures,
+    header,
+    headers,
+    integer,
+    log_format,
+    media_type,
+    mime_types,
+    one_of,
+    optional_size,
+    patterns,
+    processes,
+    protocols,
+    redirect_code,
+    request_key,
+    risk,
+    size,
+    switch,
+    words,
+)
+from services.compiler.settings import GlobalSettings
+from services.shared.contracts.problem import Problem, Reason, printable
+from services.shared.nginxtext.arguments import TextError
+
+
+class Context(StrEnum):
+    """Where a key acts, and so what a change of it costs."""
+
+    MAIN = "main"
+    HTTP = "http"
+    LOCATION = "location policies"
+    DATA = "data"
+    COMPILER = "compiler"
+
+
+class Key(Struct, frozen=True, kw_only=True):
+    """One key of the ConfigMap."""
+
+    name: str
+    parse: Callable[[str], Any]
+    """Text -> typed value; raises TextError with what a good value looks like."""
+    context: Context
+
+    @property
+    def field(self) -> str:
+        return self.name.replace("-", "_")
+
+
+_seconds = integer(0, 10**7)
+_timeout = integer(1, 10**6)
+
+
+def _keys(context: Context, **parsers: Callable[[str], Any]) -> list[Key]:
+    return [Key(name=name.replace("_", "-"), parse=parse, context=context) for name, parse in parsers.items()]
+
+
+KEYS: Final[dict[str, Key]] = {
+    key.name: key
+    for key in [
+        *_keys(
+            Context.LOCATION,
+            proxy_body_size=size,
+            proxy_buffer_size=size,
+            proxy_buffering=switch,
+            proxy_buffers_number=integer(2, 1024),
+            proxy_busy_buffers_size=optional_size,
+            proxy_connect_timeout=_timeout,
+            proxy_send_timeout=_timeout,
+            proxy_read_timeout=_timeout,
+            proxy_request_buffering=switch,
+            proxy_http_version=one_of("1.0", "1.1"),
+            proxy_max_temp_file_size=size,
+            proxy_next_upstream=failures,
+            proxy_next_upstream_tries=integer(0, 100),
+            proxy_next_upstream_timeout=_seconds,
+            retry_non_idempotent=boolean,
+            custom_http_errors=codes(400, 599),
+            disable_proxy_intercept_errors=boolean,
+            proxy_add_original_uri_header=boolean,
+            hide_headers=headers,
+            allow_backend_server_header=boolean,
+        ),
+        *_keys(
+            Context.DATA,
+            ssl_redirect=boolean,
+            force_ssl_redirect=boolean,
+            preserve_trailing_slash=boolean,
+            use_port_in_redirects=boolean,
+            load_balance=one_of("round_robin", "ewma"),
+            service_upstream=boolean,
+            whitelist_source_range=cidrs,
+            denylist_source_range=cidrs,
+            no_tls_redirect_locations=words,
+            no_auth_locations=words,
+            http_redirect_code=redirect_code,
+            block_cidrs=cidrs,
+            block_user_agents=patterns,
+            block_referers=patterns,
+            skip_access_log_urls=patterns,
+            enable_access_log_for_default_backend=boolean,
+        ),
+        *_keys(
+            Context.HTTP,
+            use_forwarded_headers=boolean,
+            compute_full_forwarded_for=boolean,
+            forwarded_for_header=header,
+            enable_real_ip=boolean,
+            proxy_real_ip_cidr=cidrs,
+            generate_request_id=boolean,
+            hsts=boolean,
+            hsts_max_age=integer(),
+            hsts_include_subdomains=boolean,
+            hsts_preload=boolean,
+            server_tokens=boolean,
+            enable_underscores_in_headers=boolean,
+            ignore_invalid_headers=boolean,
+            keep_alive=_seconds,
+            keep_alive_requests=integer(1),
+            client_header_timeout=_timeout,
+            client_body_timeout=_timeout,
+            client_header_buffer_size=size,
+            client_body_buffer_size=size,
+            large_client_header_buffers=buffers,
+            http2_max_concurrent_streams=integer(1, 100000),
+            upstream_keepalive_connections=integer(0, 100000),
+            upstream_keepalive_requests=integer(1),
+            upstream_keepalive_time=duration,
+            upstream_keepalive_timeout=_timeout,
+            use_gzip=boolean,
+            gzip_level=integer(1, 9),
+            gzip_min_length=integer(),
+            gzip_types=mime_types,
+            limit_req_status_code=integer(400, 599),
+            limit_conn_status_code=integer(400, 599),
+            limit_conn_zone_variable=request_key,
+            log_format_upstream=log_format,
+            log_format_escape_json=boolean,
+            log_format_escape_none=boolean,
+            disable_access_log=boolean,
+            disable_http_access_log=boolean,
+            default_type=media_type,
+            relative_redirects=boolean,
+            ssl_protocols=protocols,
+            ssl_ciphers=ciphers,
+            ssl_ecdh_curve=curves,
+            ssl_buffer_size=size,
+            ssl_session_cache=boolean,
+            ssl_session_cache_size=size,
+            ssl_session_timeout=duration,
+            ssl_session_tickets=boolean,
+            ssl_early_data=boolean,
+        ),
+        *_keys(
+            Context.MAIN,
+            worker_processes=processes,
+            worker_shutdown_timeout=duration,
+            max_worker_connections=integer(64, 1000000),
+            enable_multi_accept=boolean,
+            error_log_level=one_of("debug", "info", "notice", "warn", "error", "crit", "alert", "emerg"),
+        ),
+        *_keys(
+            Context.COMPILER,
+            allow_snippet_annotations=boolean,
+            annotations_risk_level=risk,
+            annotation_value_word_blocklist=words,
+            allow_cross_namespace_resources=boolean,
+            strict_validate_path_type=boolean,
+        ),
+    ]
+}
+
+
+def parse_settings(data: Mapping[str, str], previous: GlobalSettings | None = None, name: str = "") -> tuple[GlobalSettings, list[Problem]]:
+    """The settings of a ConfigMap's `data`; a bad value leaves `previous`'s in place."""
+    values: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for raw in sorted(data):
+        key = KEYS.get(raw) or KEYS.get(raw.lower())
+        if key is None:
+            problems.append(_unknown(raw, name))
+            continue
+        try:
+            values[key.field] = key.parse(data[raw].strip())
+        except TextError as error:
+            problems.append(
+                Problem(
+                    reason=Reason.INVALID_CONFIG_KEY,
+                    field=f"data[{key.name}]",
+                    message=f'"{printable(data[raw])}" is not {error}; the last good value stays',
+                    object=name,
+                )
+            )
+            if previous is not None:
+                values[key.field] = getattr(previous, key.field)
+    return msgspec.structs.replace(GlobalSettings(), **values), problems
+
+
+def _unknown(raw: str, name: str) -> Problem:
+    if raw in known.CONFIG_KEYS:
+        message, reason = "is known to ingress-nginx and not honoured yet", Reason.NOT_HONOURED
+    else:
+        near = difflib.get_close_matches(raw, [*KEYS, *known.CONFIG_KEYS], n=1)
+        message, reason = "is not a known key" + (f"; did you mean {near[0]}?" if near else ""), Reason.INVALID_CONFIG_KEY
+    return Problem(reason=reason, field=f"data[{printable(raw)}]", message=message, object=name, severity="warning")

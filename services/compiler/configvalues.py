@@ -1,0 +1,169 @@
+"""Types of values in the controller ConfigMap: text in, a typed value out, or a TextError that says what a good one looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from services.shared.nginxtext import arguments as arg
+from services.shared.nginxtext.arguments import TextError
+
+
+def boolean(text: str) -> bool:
+    """Go's strconv.ParseBool, as ingress-nginx reads it."""
+    if text in ("1", "t", "T", "TRUE", "true", "True"):
+        return True
+    if text in ("0", "f", "F", "FALSE", "false", "False", ""):
+        return False
+    raise TextError("true or false")
+
+
+def switch(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise TextError("on or off")
+    return text == "on"
+
+
+def integer(low: int = 0, high: int = 2**31 - 1) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not arg.fullmatch(r"-?(0[xX][0-9A-Fa-f]{1,8}|0[0-7]{0,10}|[1-9][0-9]{0,9})", text):
+            raise TextError(f"a number from {low} to {high}")
+        negative, digits = text.startswith("-"), text.lstrip("-")
+        base = 16 if digits[:2] in ("0x", "0X") else 8 if digits.startswith("0") else 10
+        value = int(digits, base) * (-1 if negative else 1)
+        if not low <= value <= high:
+            raise TextError(f"a number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def size(text: str) -> str:
+    arg.size_bytes(text)
+    return text
+
+
+def optional_size(text: str) -> str:
+    return size(text) if text else ""
+
+
+def duration(text: str) -> str:
+    return arg.Duration(text).text
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Comma separated, trimmed."""
+    return tuple(w for w in (part.strip() for part in text.split(",")) if w)
+
+
+def cidrs(text: str) -> tuple[str, ...]:
+    return tuple(sorted({arg.canonical_cidr(w) for w in words(text)}))
+
+
+def header(text: str) -> str:
+    return arg.HeaderName(text).text
+
+
+def headers(text: str) -> tuple[str, ...]:
+    return tuple(header(w) for w in words(text))
+
+
+def one_of(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise TextError("one of " + ", ".join(allowed))
+        return text
+
+    return parse
+
+
+def codes(low: int, high: int) -> Callable[[str], tuple[int, ...]]:
+    def parse(text: str) -> tuple[int, ...]:
+        return tuple(sorted({integer(low, high)(w) for w in words(text)}))
+
+    return parse
+
+
+def redirect_code(text: str) -> int:
+    code = integer(301, 308)(text)
+    if code not in (301, 302, 307, 308):
+        raise TextError("301, 302, 307 or 308")
+    return code
+
+
+UPSTREAM_FAILURES: Final = (
+    "error timeout invalid_header http_500 http_502 http_503 http_504 http_403 http_404 http_429 non_idempotent off"
+).split()
+
+
+def failures(text: str) -> tuple[str, ...]:
+    found = text.split()
+    if not found or not set(found) <= set(UPSTREAM_FAILURES):
+        raise TextError("blank-separated: " + " ".join(UPSTREAM_FAILURES))
+    return tuple(w for w in UPSTREAM_FAILURES if w in found)
+
+
+def protocols(text: str) -> tuple[str, ...]:
+    found = text.split()
+    if not found or not set(found) <= {"TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"}:
+        raise TextError("blank-separated: TLSv1.2 TLSv1.3")
+    return tuple(sorted(set(found)))
+
+
+def patterns(text: str) -> tuple[str, ...]:
+    """nginx map syntax: `~regex`, `~*regex`, or a literal; kept as `=literal` or a bounded PCRE (matched without case)."""
+    from services.shared.nginxtext.regex import bounded
+
+    return tuple(bounded(w.lstrip("~").removeprefix("*")) if w.startswith("~") else f"={w}" for w in words(text))
+
+
+def buffers(text: str) -> str:
+    count, _, each = text.partition(" ")
+    integer(1, 256)(count)
+    arg.Size(each.strip(), low=512)
+    return f"{count} {each.strip()}"
+
+
+def mime_types(text: str) -> tuple[str, ...]:
+    found = text.split()
+    if not all(arg.fullmatch(r"\*|[A-Za-z0-9.+-]{1,60}/[A-Za-z0-9.+*-]{1,80}", w) for w in found):
+        raise TextError("blank-separated media types such as text/css")
+    return tuple(w for w in dict.fromkeys(found) if w != "text/html")  # nginx compresses it always, and warns when told
+
+
+def log_format(text: str) -> str:
+    arg.LogFormat(text)
+    return text
+
+
+def request_key(text: str) -> str:
+    arg.RequestKey(text)
+    return text
+
+
+def ciphers(text: str) -> str:
+    arg.Ciphers(text)
+    return text
+
+
+def curves(text: str) -> str:
+    if not arg.fullmatch(r"auto|[A-Za-z0-9_-]{1,40}(:[A-Za-z0-9_-]{1,40}){0,9}", text):
+        raise TextError("auto, or curves such as X25519:prime256v1")
+    return text
+
+
+def processes(text: str) -> str:
+    return text if text == "auto" else str(integer(1, 1024)(text))
+
+
+def media_type(text: str) -> str:
+    if not arg.fullmatch(r"[A-Za-z0-9.+-]{1,60}/[A-Za-z0-9.+-]{1,80}", text):
+        raise TextError("a media type such as text/html")
+    return text
+
+
+def risk(text: str) -> str:
+    for level in ("Low", "Medium", "High", "Critical"):
+        if text.lower() == level.lower():
+            return level
+    return "Low"  # unknown text means Low, as in ingress-nginx
