@@ -186,7 +186,7 @@ class Nginx:
                 os.kill(pid, signal.SIGTERM)
 
     async def retired(self, workers: set[int], seconds: float) -> bool:
-        """Whether these workers take no requests any more; those of an old generation do not know what is new. One that hangs never says."""
+        """Whether these workers take no requests any more: they do not know what is new. One that hangs never says so."""
         for _ in range(int(seconds / 0.01)):
             if not workers & self.workers()[0]:
                 return True

@@ -29,6 +29,7 @@ from tests.support.objects import ingress, service
 from tests.support.sealing import handing_out
 from tests.support.up import ROOT, get
 
+PROGRAM = (sys.executable, "-m", "services.cli")
 NEW_POLICY = {"proxy-read-timeout": "77"}
 
 
@@ -61,11 +62,11 @@ class Rig:
         assert manifest is not None
         return manifest
 
-    def start(self, failpoint: str = "", prefix: Sequence[str] = ()) -> None:
-        """`prefix`: a command that changes something and runs the applier (`prlimit ...`)."""
+    def start(self, failpoint: str = "", prefix: Sequence[str] = (), program: Sequence[str] = PROGRAM) -> None:
+        """`prefix`: a command that changes something and runs the applier (`prlimit ...`); `program`: another `sluice`."""
         command = [
             *prefix,
-            *(sys.executable, "-m", "services.cli", "applier", "--node", "n", "--directory", str(self.directory)),
+            *(*program, "applier", "--node", "n", "--directory", str(self.directory)),
             *("--http-port", str(self.http), "--https-port", str(self.https), "--health-port", str(self.health)),
             *("--nats-url", self.nats_url),
         ]
