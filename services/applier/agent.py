@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from services.applier.control import Control, Generation
-from services.applier.decide import Decision, decide, introduced
+from services.applier.decide import Decision, composed, decide, introduced
 from services.applier.gate import check_bundle
 from services.applier.guard import inline_rows, malformed, too_large, unnamed
 from services.applier.install import Installed, Installer, failpoint, made_of
@@ -23,10 +23,12 @@ from services.applier.live import Live
 from services.applier.nginx import Nginx, worker_user
 from services.applier.nodeconf import NodeSettings, prepare_node, required_tables_bytes
 from services.applier.options import ApplierOptions
+from services.applier.rollout import held_back
 from services.applier.rows import Split
 from services.applier.store import Spoiled, Store, Stored
 from services.applier.watch import CRASH_SECONDS, CRASHES, Watch
 from services.shared.bus.port import Bus
+from services.shared.contracts.rollout import Gate
 from services.shared.contracts.version import Manifest, PolicyBundle, VersionId, bundle_digest
 from services.shared.sealing.ring import KeyRing
 from services.shared.telemetry.logs import get_logger
@@ -57,11 +59,12 @@ class Phases(Struct, kw_only=True):
 class Agent:
     """All state of one node's applier. One task calls `take` and `tick`."""
 
-    def __init__(self, options: ApplierOptions, bus: Bus) -> None:
+    def __init__(self, options: ApplierOptions, bus: Bus, nginx: Nginx | None = None, control: Control | None = None) -> None:
+        """`nginx`, `control`: others than this machine's, for a fleet of nodes without nginx (tests/bench)."""
         self._options = options
         self._bus = bus
         self.store = Store(options.directory)
-        self.nginx = Nginx(options.nginx, options.directory)
+        self.nginx = nginx or Nginx(options.nginx, options.directory)
         self.settings = NodeSettings(
             directory=options.directory,
             http_port=options.http_port,
@@ -69,7 +72,7 @@ class Agent:
             address=options.address,
             metrics=options.flags.enable_metrics,
         )
-        self.control = Control(self.settings.control_socket)
+        self.control = control or Control(self.settings.control_socket)
         self.ring = KeyRing()
         """What rows with keys and passwords are opened with; filled once the compiler has sent it."""
         self.live = Live(self.store, self.control, self.ring, self.fail)
@@ -85,6 +88,8 @@ class Agent:
         self._before = PolicyBundle(policies=())
         """What it ran before the last installation."""
         self._made_of = ""
+        self.gate: Gate | None = None
+        """What the rollout lets in; set when it is heard of, and looked at by the next `tick`."""
         self.refused: dict[str, str] = {}
         self.generation = 0
         """That nginx runs; 0: none that this applier knows."""
@@ -118,6 +123,24 @@ class Agent:
     @property
     def deferred(self) -> dict[str, str]:
         return self.live.deferred
+
+    @property
+    def held(self) -> frozenset[str]:
+        """Policies of the newest version that the rollout does not let in here yet. A node that runs nothing takes everything."""
+        if self.manifest is None or not self.manifest.staged or not self._loaded.policies:
+            return frozenset()
+        return held_back(self._bundle, self._bundle_digest, self._loaded, self.gate, self._options.node)
+
+    @property
+    def unloaded(self) -> frozenset[str]:
+        """Policies of the newest version that nginx does not run, the refused ones aside."""
+        return introduced(self._bundle, self._loaded) - self.refused.keys()
+
+    def lacks(self, manifest: Manifest) -> bool:
+        """Whether this version has not been taken: it is newer, or what was read from the disk lacks policies that were not loaded then."""
+        if manifest.id != self.replica.id:
+            return manifest.id > self.replica.id
+        return manifest.digest == self.replica.digest and manifest.policy_digest != self._bundle_digest
 
     # --- start
 
@@ -211,12 +234,12 @@ class Agent:
             self.fail(f"version {manifest.id} is for group {manifest.group}, this node is of {self._options.group}")
             return None
         self.head = max(self.head, manifest.id)
-        if manifest.id <= self.replica.id or manifest.id < self._floor:
+        if not self.lacks(manifest) or manifest.id < self._floor:
             if manifest.id == self.replica.id and manifest.digest != self.replica.digest and self.replica.digest:
                 self.fail(f"version {manifest.id} arrived with other content than this node applied under that number")
             self.manifest = self.manifest or (manifest if manifest.id == self.replica.id else None)
             return None
-        phases = Phases(received_at=time.time())
+        phases, again = Phases(received_at=time.time()), manifest.id == self.replica.id
         error = self._no_room(manifest) or await self._fetch(manifest)
         if error:
             self.fail(error)
@@ -224,6 +247,8 @@ class Agent:
         failpoint("verified")
         phases.verified_at = time.time()
         self.manifest = manifest
+        if again:
+            return None  # its rows are live; `tick` installs what it lacks
         await self._apply(phases)
         return phases
 
@@ -258,6 +283,8 @@ class Agent:
         if words:
             return words
         held = self.replica
+        if (manifest.id, manifest.digest) == (held.id, held.digest):
+            return ""
         move = held.inline(manifest)
         if move is None:
             moved = Replica(self.ring, held.id, held.digest, held.rows)
@@ -278,7 +305,7 @@ class Agent:
         return decide(
             bundle=self._bundle,
             loaded=self._loaded,
-            refused=self.refused,
+            refused=self.refused.keys() | self.held,
             tables_wanted=self._wanted_tables(),
             tables_bytes=self.settings.tables_bytes,
             settings_changed=bool(self.generation) and self._settings_changed,
@@ -300,14 +327,15 @@ class Agent:
     # --- reloads
 
     async def _reload(self, cause: str, phases: Phases | None) -> bool:
-        """Install the newest version's policies; whether nginx took them."""
+        """Install the newest version's policies, as far as they are let in; whether nginx took them."""
+        bundle = self._installable()
         self.settings = replace(self.settings, tables_bytes=max(self.settings.tables_bytes, self._wanted_tables()))
-        wanted = frozenset(p.hash for p in self._bundle.policies if p.scope == "location") - self.refused.keys()
+        wanted = frozenset(p.hash for p in bundle.policies if p.scope == "location") - self.refused.keys()
         rows, header = self.live.after(self._plan(wanted))
         first = not self.nginx.pid
         self._next_reload = time.monotonic() + RELOAD_SECONDS
         stand_in = PolicyBundle(policies=self._loaded.policies + self._before.policies)
-        installed = await self._installer.install(self.settings, self._bundle, stand_in, header, rows, self.refused)
+        installed = await self._installer.install(self.settings, bundle, stand_in, header, rows, self.refused)
         known = {p.hash for p in self._bundle.policies}
         self.refused = {h: w for h, w in installed.refused.items() if h in known}
         self.last_reload_ok = installed.ok
@@ -324,6 +352,15 @@ class Agent:
             phases.loaded_at, phases.reload = installed.loaded_at, cause
         await self._installed(installed)
         return True
+
+    def _installable(self) -> PolicyBundle:
+        """What is let in of the newest version's policies, and those that rows which are live still name: some of them may have to wait."""
+        bundle = composed(self._bundle, self._loaded, self.held) or self._loaded
+        have = {p.hash for p in bundle.policies}
+        known = {p.hash: p for p in (*self._before.policies, *self._loaded.policies) if p.scope == "location"}
+        spare = known.keys() - have - self.refused.keys()
+        kept = spare & self.live.named_policies() if spare else set[str]()
+        return PolicyBundle(policies=(*bundle.policies, *(known[h] for h in sorted(kept))))
 
     async def _installed(self, installed: Installed) -> None:
         self.last_reload_at = time.time()

@@ -65,7 +65,12 @@ def _lua_digest() -> str:
 
 def made_of(settings: NodeSettings) -> str:
     """Digest of everything in a generation that is this node's own; the size of its tables grows by itself and is not looked at."""
-    fixed = msgspec.structs.replace(settings, tables_bytes=0)
+    return _made_of(msgspec.structs.replace(settings, tables_bytes=0))
+
+
+@functools.cache
+def _made_of(fixed: NodeSettings) -> str:
+    """Asked for at each version and four times a second."""
     parts = (str(msgspec.structs.asdict(fixed)), nginx_conf(fixed, PolicyBundle(policies=())), _lua_digest())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

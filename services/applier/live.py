@@ -120,6 +120,10 @@ class Live:
     def _header(self, digest: TableDigest, *, complete: bool) -> Header:
         return Header(version=str(self.target.id), digest=self.target.digest if complete else "", rows_digest=digest.hex)
 
+    def named_policies(self) -> set[str]:
+        """What the host rows that are live name."""
+        return {policy for key, row in self.rows.items() if key.startswith("h/") for policy in policies_of(row)}
+
     # --- pushes
 
     async def push(self, parts: Split, *, keep_previous: bool) -> PushResult:

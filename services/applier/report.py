@@ -31,6 +31,7 @@ def node_report(agent: Agent, options: ApplierOptions, *, ready: bool, package: 
         number=live.number,
         digest=digest if live.epoch else "",
         policy_digest=agent.manifest.policy_digest if agent.manifest else "",
+        unloaded=tuple(sorted(agent.unloaded)),
         generation=agent.generation,
         ready=ready,
         head=agent.head.number,

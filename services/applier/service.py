@@ -18,9 +18,11 @@ from services.applier.nginx import package_version
 from services.applier.options import ApplierOptions
 from services.applier.report import node_report, send_applied, send_report
 from services.applier.resolve import REFRESH_SECONDS
+from services.applier.rollout import follow_gate
 from services.applier.watch import LOOK_SECONDS
 from services.shared.bus.port import Bus, BusError, CaughtUp, Message, Reset
 from services.shared.contracts import subjects
+from services.shared.contracts.rollout import Gate
 from services.shared.contracts.version import Manifest, VersionId, decode_manifest
 from services.shared.telemetry import lifecycle
 from services.shared.telemetry.logs import get_logger
@@ -36,12 +38,15 @@ MOST_RETRY_SECONDS = 10.0
 class Applier:
     """One node."""
 
-    def __init__(self, bus: Bus, options: ApplierOptions) -> None:
+    def __init__(self, bus: Bus, options: ApplierOptions, agent: Agent | None = None) -> None:
         self._bus = bus
         self._options = options
-        self._agent = Agent(options, bus)
+        self._agent = agent or Agent(options, bus)
         self._health = Health(self._agent, options)
-        self._work: asyncio.Queue[Manifest] = asyncio.Queue()
+        self._work: asyncio.Queue[Manifest | None] = asyncio.Queue()
+        """None: nothing to take, but something to look at."""
+        self._due = 0.0
+        """When to look at nginx, and at what waits."""
         self._changed = asyncio.Event()
         self._start_head: VersionId | None = None
         """The head when this applier caught up first: readiness means having applied it."""
@@ -86,7 +91,15 @@ class Applier:
             keys = Keys(
                 self._bus, self._options.node, self._options.group, self._options.directory, self._agent.ring, changed=self._retry_now
             )
-            await lifecycle.until(asyncio.Event(), self._follow(), keys.introduce(), keys.receive())
+            await lifecycle.until(asyncio.Event(), self._follow(), self._follow_gate(), keys.introduce(), keys.receive())
+
+    async def _follow_gate(self) -> None:
+        await follow_gate(self._bus, self._options.group, self._note_gate)
+
+    def _note_gate(self, gate: Gate) -> None:
+        """It may let something in."""
+        self._agent.gate, self._due = gate, 0.0
+        self._work.put_nowait(None)
 
     def _retry_now(self) -> None:
         """Sealing keys have come: a version that waits for them may be had."""
@@ -113,18 +126,17 @@ class Applier:
 
     async def _apply(self) -> None:
         """The one task that changes the node: versions as they come, and a look at nginx in between."""
-        due = 0.0
         while True:
-            manifest = await self._next(max(0.0, due - time.monotonic()))
+            manifest = await self._next(max(0.0, self._due - time.monotonic()))
             if manifest is not None:
                 await self._take(manifest)
-            if time.monotonic() >= due:
+            if time.monotonic() >= self._due:
+                self._due = time.monotonic() + TICK_SECONDS
                 phases = await self._agent.tick()
                 if phases is not None:
                     await self._went_live(phases)
                 if self._waiting is not None and manifest is None and time.monotonic() >= self._retry_at:
                     await self._take(self._waiting)
-                due = time.monotonic() + TICK_SECONDS
             self._settle()
 
     async def _next(self, timeout: float) -> Manifest | None:
@@ -135,11 +147,9 @@ class Applier:
             return None
         while not self._work.empty():  # newest wins; the deltas in between are fetched if they are missed
             following = self._work.get_nowait()
-            if following.parent != manifest.digest:
-                manifest = following
-            else:
+            if following is not None and manifest is not None and following.parent == manifest.digest:
                 await self._take(manifest)
-                manifest = following
+            manifest = following or manifest
         return manifest
 
     async def _take(self, manifest: Manifest) -> None:
@@ -148,7 +158,7 @@ class Applier:
         except BusError as error:
             self._agent.fail(f"version {manifest.id} could not be fetched: {error}")
             phases = None
-        behind = manifest.id > self._agent.replica.id and manifest.group == self._options.group
+        behind = self._agent.lacks(manifest) and manifest.group == self._options.group
         self._retry_seconds = min(MOST_RETRY_SECONDS, self._retry_seconds * 2) if behind else FIRST_RETRY_SECONDS
         self._retry_at = time.monotonic() + self._retry_seconds * random.uniform(0.5, 1.0)  # noqa: S311 - nodes must not ask in step
         self._waiting = manifest if behind else None
@@ -199,6 +209,6 @@ class Applier:
             await self._agent.look_for_hangs()
 
 
-async def serve(bus: Bus, options: ApplierOptions, stop: asyncio.Event) -> None:
-    """Apply until `stop`. `bus` is not entered yet: the node serves from its disk before it connects."""
-    await Applier(bus, options).run(stop)
+async def serve(bus: Bus, options: ApplierOptions, stop: asyncio.Event, agent: Agent | None = None) -> None:
+    """Apply until `stop`. `bus` is not entered yet: the node serves from its disk before it connects. `agent`: one made already."""
+    await Applier(bus, options, agent).run(stop)

@@ -78,7 +78,9 @@ class Barrier:
         """Raises TimeUp. An answer with `error` is final."""
         self._watching(Step.COMPILER, ())
         question = CoverQuestion(sequence=sequence, ingress=ingress)
-        return await self._ask(Step.COMPILER, subjects.ASK_COMPILER_COVER, question, CoverAnswer, COVER_SECONDS)
+        return await self._ask(
+            Step.COMPILER, subjects.of_group(subjects.ASK_COMPILER_COVER, self._group), question, CoverAnswer, COVER_SECONDS
+        )
 
     async def nodes(self, goal: CoverAnswer, row_keys: Collection[str] | None = None) -> list[Lack]:
         """Until no node lacks anything (empty), or one does finally, or time is up: then what is lacking.
@@ -162,6 +164,8 @@ def _lack(goal: CoverAnswer, name: str, report: NodeReport | None, row_keys: Col
         return Lack(node=name, reason=f"has other content under version {have}")
     if mine:
         return Lack(node=name, reason=f"waits with {mine[0].key} for policy {mine[0].policy}")
+    if report.unloaded and row_keys is None:
+        return Lack(node=name, reason=f"does not run policy {report.unloaded[0]} yet")
     return None
 
 

@@ -10,7 +10,7 @@ from services.cli.running import ask, print_json
 from services.cli.state import StateDirectory, Up
 from services.shared.bus.port import Bus
 from services.shared.contracts.question import ExplainAnswer, ExplainQuestion
-from services.shared.contracts.subjects import ASK_COMPILER_EXPLAIN
+from services.shared.contracts.subjects import ASK_COMPILER_EXPLAIN, of_group
 
 
 @click.command("explain")
@@ -24,7 +24,8 @@ def command(url: str, method: str, show_policy: bool, state: StateDirectory, as_
 
     async def run(bus: Bus, up: Up) -> ExplainAnswer:
         question = ExplainQuestion(url=url, method=method)
-        return msgspec.json.decode(await bus.request(ASK_COMPILER_EXPLAIN, msgspec.json.encode(question), timeout=10), type=ExplainAnswer)
+        answer = await bus.request(of_group(ASK_COMPILER_EXPLAIN, up.group), msgspec.json.encode(question), timeout=10)
+        return msgspec.json.decode(answer, type=ExplainAnswer)
 
     answer = ask(state, run)
     if as_json:

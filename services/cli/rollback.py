@@ -11,7 +11,7 @@ from services.cli.running import ask, print_json
 from services.cli.state import StateDirectory, Up
 from services.shared.bus.port import Bus
 from services.shared.contracts.question import RollbackAnswer, RollbackQuestion
-from services.shared.contracts.subjects import ASK_COMPILER_ROLLBACK
+from services.shared.contracts.subjects import ASK_COMPILER_ROLLBACK, of_group
 
 
 @click.command("rollback")
@@ -26,7 +26,8 @@ def command(number: int | None, release: bool, state: StateDirectory, as_json: b
 
     async def run(bus: Bus, up: Up) -> RollbackAnswer:
         question = RollbackQuestion(number=number or 0, release=release)
-        return msgspec.json.decode(await bus.request(ASK_COMPILER_ROLLBACK, msgspec.json.encode(question), timeout=60), type=RollbackAnswer)
+        answer = await bus.request(of_group(ASK_COMPILER_ROLLBACK, up.group), msgspec.json.encode(question), timeout=60)
+        return msgspec.json.decode(answer, type=RollbackAnswer)
 
     answer = ask(state, run)
     if as_json:

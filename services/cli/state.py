@@ -93,6 +93,11 @@ class StateDirectory:
         return self.root / "seal"
 
     @property
+    def crash_notes(self) -> Path:
+        """What the compiler had in hand when it died."""
+        return self.root / "crashes"
+
+    @property
     def webhook(self) -> Path:
         return self.root / "webhook"
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import msgspec
 from msgspec.structs import replace
 
+from services.compiler.crashes import failpoint
 from services.compiler.engine import Engine
 from services.compiler.ingresses import ReadIngress, read_ingress
 from services.shared.checks.classes import is_ours
@@ -27,6 +28,7 @@ def admit(engine: Engine, question: AdmissionQuestion) -> AdmissionAnswer:
     ingress = replace(ingress, metadata=meta)
     if meta.deletion_timestamp or not is_ours(ingress, engine.world.ingress_class, engine.flags):
         return AdmissionAnswer(allowed=True)
+    failpoint("admit", (rule.host for rule in ingress.spec.rules))
     read = read_ingress(ingress, engine.settings)
     problems = list(read.problems)
     if engine.settings.strict_validate_path_type and not (read.settings.use_regex or read.settings.rewrite_target):

@@ -9,12 +9,15 @@ import msgspec
 
 from services.compiler.admission import admit
 from services.compiler.commit import Change
+from services.compiler.crashes import suspect_of_review
 from services.compiler.explain import explain
 from services.compiler.state import State
 from services.shared.bus.port import BusError, Handler, Request
 from services.shared.contracts import subjects
 from services.shared.contracts.objects import Key
+from services.shared.contracts.problem import printable
 from services.shared.contracts.question import (
+    AdmissionAnswer,
     AdmissionQuestion,
     CoverAnswer,
     CoverQuestion,
@@ -31,21 +34,38 @@ COVER_SECONDS = 30.0
 class Answers:
     """`causes`: what has changed since the last version; a release names it."""
 
-    def __init__(self, state: State, causes: Callable[[], Sequence[Cause]]) -> None:
+    def __init__(self, group: str, state: State, causes: Callable[[], Sequence[Cause]]) -> None:
+        self._group = group
         self._state = state
         self._causes = causes
 
     def handlers(self) -> list[tuple[str, Handler]]:
-        return [
+        found = [
             (subjects.ASK_COMPILER_ADMIT, self._admit),
             (subjects.ASK_COMPILER_COVER, self._cover),
             (subjects.ASK_COMPILER_EXPLAIN, self._explain),
             (subjects.ASK_COMPILER_ROLLBACK, self._rollback),
         ]
+        return [(subjects.of_group(question, self._group), handler) for question, handler in found]
 
     async def _admit(self, request: Request) -> bytes:
         question = msgspec.json.decode(request.payload, type=AdmissionQuestion)
-        return msgspec.json.encode(admit(self._state.engine, question))
+        return msgspec.json.encode(self._admitted(question))
+
+    def _admitted(self, question: AdmissionQuestion) -> AdmissionAnswer:
+        """An object that compilers died of is refused unread."""
+        crashes, suspect = self._state.crashes, suspect_of_review(question.namespace, question.object)
+        strikes = crashes.held(suspect)
+        if strikes is not None:
+            who = f"Ingress {printable(question.namespace)}/{printable(question.name)}"
+            return AdmissionAnswer(allowed=False, problems=(msgspec.structs.replace(strikes.problem(), object=who),))
+        crashes.note(suspect)
+        try:
+            answer = admit(self._state.engine, question)
+        finally:
+            crashes.done()
+        crashes.fine(suspect)
+        return answer
 
     async def _explain(self, request: Request) -> bytes:
         question = msgspec.json.decode(request.payload, type=ExplainQuestion)

@@ -67,8 +67,9 @@ class _Draft(Struct, frozen=True):
 class Committer:
     """Moves the head of one group. One task at a time commits."""
 
-    def __init__(self, bus: Bus, group: str, ring: KeyRing) -> None:
-        """`ring`: the group's keys; they may be replaced at any time, see `seal_anew`."""
+    def __init__(self, bus: Bus, group: str, ring: KeyRing, *, staged: bool = False) -> None:
+        """`ring`: the group's keys; they may be replaced at any time, see `seal_anew`. `staged`: of versions that are no rollback."""
+        self._staged = staged
         self._bus = bus
         self._group = group
         self._ring = ring
@@ -281,6 +282,7 @@ class Committer:
             causes=tuple(change.causes[:CAUSES_SHOWN]),
             cause_count=len(change.causes),
             pinned=pinned,
+            staged=self._staged and not pinned,
             compiled_at=change.compiled_at,
             committed_at=time.time(),
             trace=change.trace,

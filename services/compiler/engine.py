@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -17,6 +17,7 @@ from services.compiler import naming
 from services.compiler.backends import Users, affinity_of, lower_backend
 from services.compiler.certificates import Certificate, certificate_of
 from services.compiler.configmap import parse_settings
+from services.compiler.crashes import Crashes, Suspect, failpoint, suspect_of
 from services.compiler.graph import Graph, Place
 from services.compiler.hosts import CanaryEdge, LoweredHost, lower_host
 from services.compiler.ingresses import CATCH_ALL, BackendRef, ReadIngress, in_order, read_ingress
@@ -56,8 +57,9 @@ class Output(Struct, frozen=True, kw_only=True):
 class Engine:
     """One compiler. `any_address`: endpoints may be loopback or link-local (the manifests source)."""
 
-    def __init__(self, flags: Flags, *, any_address: bool = True) -> None:
+    def __init__(self, flags: Flags, *, any_address: bool = True, crashes: Crashes | None = None) -> None:
         self.flags = flags
+        self._crashes = crashes or Crashes()
         self.settings = GlobalSettings()
         self.world = World()
         self.graph = Graph()
@@ -76,6 +78,12 @@ class Engine:
         self._accepted: dict[Key, bool] = {}
         self._quarantined: dict[Place, tuple[str, Problem]] = {}
         """Ingress -> (the refused policy, the problem). Ends when the Ingress changes."""
+        self._left_alone: dict[Place, Problem] = {}
+        """Ingresses that compilers died of."""
+        self._before: dict[Place, Ingress] = {}
+        """What they said at the last compile, of those that have changed since."""
+        self._tried: dict[Place, Suspect] = {}
+        """Those that were read since the last `take`."""
         self._last_certificate: dict[Place, Certificate] = {}
         self._dirty_ingresses: set[Place] = set()
         self._dirty_hosts: set[str] = {CATCH_ALL}
@@ -110,6 +118,8 @@ class Engine:
         kind = delta.kind
         if kind == "Ingress":
             self._dirty_ingresses.add(place)
+            if isinstance(change[0], Ingress):
+                self._before.setdefault(place, change[0])
         elif kind == "IngressClass":
             self._dirty_ingresses.update((i.metadata.namespace, i.metadata.name) for i in self.world.all(Ingress))
         elif kind == "Service":
@@ -156,6 +166,7 @@ class Engine:
     def compile_steps(self) -> Iterator[None]:
         """The same, yielding every `STEP_SECONDS`; `take` afterwards. Deltas must not be applied in between."""
         due = time.monotonic() + STEP_SECONDS
+        self._crashes.batch(self._before.values())
         for work in (self._read_ingresses, self._lower_hosts, self._write_names, self._lower_backends):
             for _ in work():
                 if time.monotonic() >= due:
@@ -172,6 +183,9 @@ class Engine:
             self._bundle_dirty = False
         verdicts = {key: self._verdict_of(key) for key in sorted(self._dirty_verdicts)}
         self._dirty_verdicts.clear()
+        self._tried.clear()
+        self._before.clear()
+        self._crashes.settle()
         return Output(upsert=upsert, delete=delete, bundle=self._bundle, bundle_changed=self._bundle != before, verdicts=verdicts)
 
     def _settings_row(self) -> SettingsRow:
@@ -204,7 +218,17 @@ class Engine:
         if found is None or found.metadata.deletion_timestamp or not is_ours(found, self.world.ingress_class, self.flags):
             self._forget(place, key)
             return
-        read = read_ingress(found, self.settings)
+        suspect = self._tried[place] = suspect_of(found)
+        form = self._form(place, found, suspect)
+        if form is None:
+            self._own_problems[key] = ()
+            self._dirty_verdicts.add(key)
+            self._take_effect(place, None)
+            return
+        self._crashes.note(suspect)
+        failpoint("read", (rule.host for rule in form.spec.rules))
+        read = read_ingress(form, self.settings)
+        self._crashes.done()
         good = self._good.setdefault(place, [])
         if place in self._quarantined and (not good or good[-1] != read):
             del self._quarantined[place]
@@ -219,6 +243,19 @@ class Engine:
         self._accepted[key] = not read.rejected
         self._dirty_verdicts.add(key)
         self._take_effect(place, effective)
+
+    def _form(self, place: Place, found: Ingress, suspect: Suspect) -> Ingress | None:
+        """What to compile of it: itself, or what stands while it is left alone."""
+        strikes = self._crashes.held(suspect)
+        if strikes is None:
+            self._left_alone.pop(place, None)
+            return found
+        self._left_alone[place] = strikes.problem()
+        return strikes.stands
+
+    def _suspects(self, ingresses: Iterable[ReadIngress]) -> Iterator[Suspect]:
+        """Those that have not been compiled in this form yet."""
+        return (self._tried[place] for i in ingresses if (place := (i.namespace, i.name)) in self._tried)
 
     def _unless_quarantined(self, place: Place, good: list[ReadIngress]) -> ReadIngress:
         """The newest accepted form; the one before while nginx refuses a policy of it; closed where there is none before."""
@@ -236,6 +273,8 @@ class Engine:
     def _forget(self, place: Place, key: Key) -> None:
         self._good.pop(place, None)
         self._quarantined.pop(place, None)
+        self._left_alone.pop(place, None)
+        self._crashes.forget(*place)
         self._own_problems.pop(key, None)
         self._accepted.pop(key, None)
         self._dirty_verdicts.add(key)
@@ -268,7 +307,10 @@ class Engine:
 
     def _lower_one(self, host: str) -> None:
         before = self.hosts.get(host)
-        after = lower_host(host, self.graph.of_host(host), self, self._certificate)
+        ingresses = self.graph.of_host(host)
+        self._crashes.note(*self._suspects(ingresses))
+        failpoint("lower", (host,))
+        after = lower_host(host, ingresses, self, self._certificate)
         if after is not None:
             self.hosts[host] = after
         else:
@@ -282,6 +324,7 @@ class Engine:
         for lowered in (before, after):
             for ref, _ in lowered.problems if lowered else ():
                 self._dirty_verdicts.add(Key("Ingress", *ref.split("/", 1)))
+        self._crashes.done()
 
     def _count_policies(self, before: LoweredHost | None, after: LoweredHost | None) -> None:
         for location in before.locations if before else ():
@@ -355,10 +398,13 @@ class Engine:
     def _lower_backend(self, ref: BackendRef) -> None:
         row = None
         if self.graph.needed(ref):
-            row = lower_backend(ref, self._users(ref), self.world, self.settings, any_address=self._any_address)
+            users = self._users(ref)
+            self._crashes.note(*self._suspects(users.ingresses))
+            row = lower_backend(ref, users, self.world, self.settings, any_address=self._any_address)
         if row is not None and ref == self.default_backend:
             row = replace(row, name="upstream-default-backend")
         self._tables.put(f"b/{ref.key}", row)
+        self._crashes.done()
 
     # --- verdicts
 
@@ -372,9 +418,11 @@ class Engine:
                 problems += [p for ref, p in (lowered.problems if lowered else ()) if ref == read.ref]
         if place in self._quarantined and key.kind == "Ingress":
             problems.append(self._quarantined[place][1])
+        if place in self._left_alone and key.kind == "Ingress":
+            problems.append(self._left_alone[place])
         if not problems:
             return None
-        accepted = self._accepted.get(key, True) and place not in self._quarantined
+        accepted = self._accepted.get(key, True) and place not in self._quarantined and place not in self._left_alone
         unique = tuple(dict.fromkeys(problems))
         return Verdict(kind=key.kind, namespace=key.namespace, name=key.name, accepted=accepted, problems=unique)
 

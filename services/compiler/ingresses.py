@@ -21,6 +21,8 @@ from services.shared.nginxtext.arguments import TextError
 from services.shared.nginxtext.regex import check_regex
 
 CATCH_ALL = "_"
+MOST_REPEATED_BYTES = 4 * 1024 * 1024
+"""Of annotations in all routes of an Ingress together: each route carries them."""
 PathType = Literal["Exact", "Prefix"]
 
 
@@ -141,6 +143,17 @@ def _regex_problems(read: registry.ReadAnnotations, paths: tuple[PathRule, ...])
                 )
 
 
+def _repeated(annotations: dict[str, str], paths: tuple[PathRule, ...]) -> Iterator[Problem]:
+    """A small object with many paths and long lists would become rows that no node has room for."""
+    each = sum(len(value) for name, value in annotations.items() if name.startswith(registry.PREFIX) and not name.endswith("-snippet"))
+    if each * len(paths) > MOST_REPEATED_BYTES:
+        yield Problem(
+            reason=Reason.TOO_LARGE,
+            field="metadata.annotations",
+            message=f"{len(paths)} paths repeat {each} bytes each, more than {MOST_REPEATED_BYTES} together; split the Ingress",
+        )
+
+
 def _combinations(settings: IngressSettings, namespace: str, cross_namespace: bool) -> Iterator[tuple[Problem, bool]]:
     """What only together is wrong: (problem, whether the routes must be closed)."""
     prefix = registry.PREFIX
@@ -172,7 +185,7 @@ def read_ingress(ingress: Ingress, settings: GlobalSettings) -> ReadIngress:
     meta = ingress.metadata
     said = registry.read(meta.annotations, settings, ANNOTATIONS, snippets=settings.allow_snippet_annotations)
     paths = tuple(_paths(ingress))
-    fatal = [*check_ingress(ingress, strict_paths=False), *_regex_problems(said, paths)]
+    fatal = [*check_ingress(ingress, strict_paths=False), *_regex_problems(said, paths), *_repeated(meta.annotations, paths)]
     combined = list(_combinations(said.settings, meta.namespace, settings.allow_cross_namespace_resources))
     return ReadIngress(
         namespace=meta.namespace,

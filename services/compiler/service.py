@@ -13,9 +13,12 @@ from msgspec import Struct
 
 from services.compiler.answer import Answers
 from services.compiler.commit import Change, Committer
+from services.compiler.crashes import Crashes
 from services.compiler.engine import Engine, Output
+from services.compiler.gatekeeper import Gatekeeper
 from services.compiler.hold import quiet
 from services.compiler.keys import Keys
+from services.compiler.rollout import SOAK_SECONDS, Rollout
 from services.compiler.state import State
 from services.compiler.verdicts import Verdicts
 from services.shared.bus.address import BusAddress
@@ -57,8 +60,13 @@ class CompilerOptions(Struct, frozen=True, kw_only=True):
     """`/healthz`, `/readyz`, `/metrics`; 0: none."""
     group: str = "default"
     flags: Flags = Flags()
+    rollout_soak_seconds: float = SOAK_SECONDS
+    canary_nodes: tuple[str, ...] = ()
+    """Which nodes get new policies first; none: one is chosen."""
     any_address: bool = True
     """Endpoints may be loopback or link-local: the manifests source's owner decides; off for clusters."""
+    crash_notes: Path | None = None
+    """A directory of this compiler's own that outlives the process. None: an object that kills it does so each time."""
 
 
 class _Waiting(Struct, frozen=True):
@@ -74,14 +82,19 @@ class Compiler:
         self._bus = bus
         self._options = options
         self._keys = Keys(bus, options.group, options.seal_keys)
-        self._state = State(self._new_engine(), Committer(bus, options.group, self._keys.group))
-        self._verdicts = Verdicts(bus)
+        self._crashes = Crashes(options.crash_notes)
+        self._state = State(self._new_engine(), Committer(bus, options.group, self._keys.group, staged=True), self._crashes)
+        self._verdicts = Verdicts(bus, options.group)
+        rollout = Rollout(soak_seconds=options.rollout_soak_seconds, canaries=options.canary_nodes)
+        self._gatekeeper = Gatekeeper(bus, options.group, rollout)
         self._inbox: list[_Waiting] = []
         self._locked: dict[str, Message] = {}
         """Subject -> a Secret whose key is not here yet."""
         self._mark: SyncMark | None = None
         self._received = 0
         """The last CLUSTER sequence that arrived."""
+        self._compiled_before = 0
+        """What came up to this sequence is in the version that stood at the start; only counted where that matters to `_crashes`."""
         self._wake = asyncio.Event()
         self._suspect = asyncio.Event()
         """The stored versions are in doubt: audit now."""
@@ -105,16 +118,26 @@ class Compiler:
             "pinned": state.committer.pinned,
             "waiting": len(self._inbox),
             "locked_secrets": len(self._locked),
+            "policies_in_rollout": self._gatekeeper.waiting,
+            "policies_halted": self._gatekeeper.halted,
+            "left_alone": self._crashes.left_alone,
         }
 
     def _new_engine(self) -> Engine:
-        return Engine(self._options.flags, any_address=self._options.any_address)
+        return Engine(self._options.flags, any_address=self._options.any_address, crashes=self._crashes)
 
     async def run(self, stop: asyncio.Event) -> None:
         await lifecycle.until(stop, self._start())
         try:
             if not stop.is_set():
-                work = (self._follow(), self._follow_versions(), self._watch_nodes(), self._audit(), self._work())
+                work = (
+                    self._follow(),
+                    self._follow_versions(),
+                    self._watch_nodes(),
+                    self._audit(),
+                    self._work(),
+                    *self._gatekeeper.tasks(),
+                )
                 await lifecycle.until(stop, *work, self._keys.follow_file(self._unlock, self._seal_anew), *self._keys.handing_out())
         finally:
             for end in self._serving:
@@ -123,11 +146,15 @@ class Compiler:
 
     async def _start(self) -> None:
         """Take up where the stream ends, as soon as there is one to read."""
-        answers = Answers(self._state, lambda: self._causes)
+        answers = Answers(self._options.group, self._state, lambda: self._causes)
         while True:
             try:
                 await self._bus.ensure()
                 await self._state.committer.start()
+                if self._crashes.doubtful:
+                    self._crashes.doubtful -= await self._verdicts.refused()
+                    head = self._state.committer.head
+                    self._compiled_before = head.covers if head else 0
                 for subject, handler in answers.handlers()[len(self._serving) :]:
                     self._serving.append(await self._bus.serve(subject, handler, queue="compiler"))
                 return
@@ -210,6 +237,8 @@ class Compiler:
         batch, self._inbox = self._inbox, []
         received = self._received
         for number, waiting in enumerate(batch, 1):
+            if waiting.sequence <= self._compiled_before and waiting.delta.kind == "Ingress":
+                self._crashes.acquit(waiting.delta.namespace, waiting.delta.name)
             if engine.apply(waiting.delta):
                 self._causes.append(_cause(waiting))
             if number % 500 == 0:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 
 from services.compiler.commit import Committer
+from services.compiler.crashes import Crashes
 from services.compiler.engine import Engine
 
 
 class State:
     """The engine, the committer, and how far they are."""
 
-    def __init__(self, engine: Engine, committer: Committer) -> None:
+    def __init__(self, engine: Engine, committer: Committer, crashes: Crashes) -> None:
         self.engine = engine
         """Replaced when the CLUSTER stream is lost."""
         self.committer = committer
+        self.crashes = crashes
         self.synced = False
         """Whether the world was complete once: it agreed with a sync mark."""
         self.covered = 0

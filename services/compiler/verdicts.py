@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Final
 
 import msgspec
@@ -10,7 +11,7 @@ import msgspec
 from services.shared.bus.port import Bus, BusError
 from services.shared.contracts.objects import Key
 from services.shared.contracts.problem import Verdict
-from services.shared.contracts.subjects import VERDICTS_BUCKET, verdict_key
+from services.shared.contracts.subjects import VERDICTS_BUCKET, token, verdict_key
 from services.shared.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -19,21 +20,26 @@ AT_ONCE: Final = 100
 """Entries stored at the same time."""
 
 
-def bucket_key(key: Key) -> str:
-    """Ingresses under `<ns>.<name>`; other kinds with the kind in front."""
-    place = verdict_key(key.namespace, key.name)
-    return place if key.kind == "Ingress" else f"{key.kind.lower()}.{place}"
-
-
 class Verdicts:
     """What has been published; only differences are."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, group: str) -> None:
         self._bus = bus
+        self._group = group
         self._published: dict[str, bytes] = {}
         self._waiting: dict[str, bytes | None] = {}
         self._trusted = False
         """Whether `_published` is what the bucket holds, and all verdicts so far came from one engine."""
+
+    async def refused(self) -> set[tuple[str, str]]:
+        """(namespace, name) of the Ingresses that the bucket says are not in effect as they stand. Raises what the bus raises."""
+        found = set()
+        for value in (await self._stored()).values():
+            with contextlib.suppress(msgspec.DecodeError, RecursionError):
+                verdict = msgspec.json.decode(value, type=Verdict)
+                if verdict.kind == "Ingress" and not verdict.accepted:
+                    found.add((verdict.namespace, verdict.name))
+        return found
 
     def distrust(self) -> None:
         """The bucket may be lost, and the next verdicts noted are those of another engine: all there are."""
@@ -43,7 +49,9 @@ class Verdicts:
     def note(self, verdicts: dict[Key, Verdict | None]) -> None:
         """What has changed; `publish` stores it."""
         for key, verdict in verdicts.items():
-            self._waiting[bucket_key(key)] = msgspec.json.encode(verdict) if verdict is not None else None
+            self._waiting[verdict_key(self._group, key.kind, key.namespace, key.name)] = (
+                msgspec.json.encode(verdict) if verdict is not None else None
+            )
 
     async def publish(self) -> None:
         """A verdict that cannot be stored now is kept for the next time: it never holds up a version."""
@@ -60,7 +68,7 @@ class Verdicts:
         """Learn what the bucket holds; False: that was put in doubt again meanwhile."""
         self._trusted = True
         try:
-            self._published = await self._bus.entries(VERDICTS_BUCKET)
+            self._published = await self._stored()
         except BusError:
             self._trusted = False
             raise
@@ -68,6 +76,11 @@ class Verdicts:
             for leftover in self._published:
                 self._waiting.setdefault(leftover, None)  # of an earlier process or engine
         return self._trusted
+
+    async def _stored(self) -> dict[str, bytes]:
+        """This group's."""
+        mine = f"{token(self._group)}."
+        return {k: v for k, v in (await self._bus.entries(VERDICTS_BUCKET)).items() if k.startswith(mine)}
 
     async def _store(self, name: str) -> None:
         if name not in self._waiting:

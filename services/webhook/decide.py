@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -47,8 +49,10 @@ class Asker(Protocol):
 class Decider:
     """Asks over the bus, within a deadline."""
 
-    def __init__(self, bus: Asker, local_checks: LocalChecks, *, deadline_seconds: float) -> None:
+    def __init__(self, bus: Asker, local_checks: LocalChecks, *, groups: Sequence[str], deadline_seconds: float) -> None:
+        """`groups`: of nodes, each with its own compilers and classes: an object must be right for all."""
         self._bus = bus
+        self._groups = tuple(groups)
         self._local_checks = local_checks
         self._deadline_seconds = deadline_seconds
 
@@ -81,11 +85,20 @@ class Decider:
             raise BusUnavailable("not connected")
         started = time.time()
         # The trace of a question begins here; the compiler's part hangs under it.
-        header = tracing.record("asked", start=started, end=started)
-        answer = await self._bus.request(
-            subjects.ASK_COMPILER_ADMIT, payload, timeout=self._deadline_seconds, headers={tracing.HEADER: header}
-        )
-        return _decode(answer)
+        headers = {tracing.HEADER: tracing.record("asked", start=started, end=started)}
+        subject = functools.partial(subjects.of_group, subjects.ASK_COMPILER_ADMIT)
+        asking = (self._bus.request(subject(g), payload, timeout=self._deadline_seconds, headers=headers) for g in self._groups)
+        answers = [_decode(answer) for answer in await asyncio.gather(*asking)]
+        return answers[0] if len(answers) == 1 else _together(answers)
+
+
+def _together(answers: Sequence[AdmissionAnswer]) -> AdmissionAnswer:
+    """Each group speaks of its own classes; what several say is said once."""
+    return AdmissionAnswer(
+        allowed=all(a.allowed for a in answers),
+        problems=tuple(dict.fromkeys(p for a in answers for p in a.problems)),
+        warnings=tuple(dict.fromkeys(w for a in answers for w in a.warnings)),
+    )
 
 
 def _relevant(obj: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,8 @@ class WebhookOptions(Struct, frozen=True, kw_only=True):
     key: Path
     bus: BusAddress = BusAddress()
     name: str = "webhook"
+    groups: tuple[str, ...] = ("default",)
+    """Of nodes: the compilers of each are asked."""
     host: str = "0.0.0.0"  # noqa: S104 - the API server calls from elsewhere
     port: int = 9443
     client_ca: Path | None = None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final, cast
 
 import msgspec
@@ -26,6 +27,10 @@ log = get_logger(__name__)
 
 MAX_CONNECTIONS: Final = 192
 """Each takes up to 0.3 MB, most of it for TLS."""
+MAX_PROBES: Final = 16
+"""Connections to the health port."""
+BACKLOG: Final = 1024
+"""Connections that wait in the kernel until there is room."""
 MAX_DECIDING: Final = 64
 """Reviews that wait for the compiler at once; more are turned away at once, while the API server still has time to try again."""
 LARGE_BODY_BYTES: Final = 256 << 10
@@ -47,8 +52,8 @@ class Server:
         self._large = asyncio.Lock()
 
     @contextlib.asynccontextmanager
-    async def listening(self) -> AsyncIterator[None]:
-        """Serve while inside. Raises OSError (the port is taken)."""
+    async def listening(self) -> AsyncIterator[Awaitable[None]]:
+        """Serve while inside; what is yielded ends only by an exception. Raises OSError (the port is taken)."""
         app = web.Application(middlewares=[self._guarded], client_max_size=0)
         app.router.add_route("*", "/{path:.*}", self._handle)
         runner = web.AppRunner(
@@ -62,30 +67,23 @@ class Server:
         )
         await runner.setup()
         http = cast(web.Server, runner.server)  # there is one after `setup`
-        loop = asyncio.get_running_loop()
-        servers: list[asyncio.Server] = []
-        sweeping = asyncio.ensure_future(self._guards.sweep())
-        try:
-            servers.append(
-                await loop.create_server(
-                    self._guards.wrap(http),
-                    self._options.host,
-                    self._options.port,
-                    ssl=self._context,
-                    ssl_handshake_timeout=self._options.read_seconds,
-                    ssl_shutdown_timeout=2.0,
-                    backlog=512,
-                )
-            )
-            if self._options.health_port:
-                servers.append(await loop.create_server(self._guards.wrap(http), self._options.host, self._options.health_port))
-            yield
-        finally:
-            for server in servers:
-                server.close()
-            sweeping.cancel()
-            await asyncio.gather(sweeping, return_exceptions=True)
-            await runner.cleanup()
+        options, probes = self._options, Guards(most=MAX_PROBES, head_seconds=self._options.read_seconds)
+        with contextlib.ExitStack() as sockets:
+            listener = sockets.enter_context(_listener(options.host, options.port))
+            work = [self._guards.sweep(), self._guards.serve(listener, http, self._context)]
+            if options.health_port:
+                listener = sockets.enter_context(_listener(options.host, options.health_port))
+                work += [probes.sweep(), probes.serve(listener, http, None)]
+            tasks = [asyncio.ensure_future(w) for w in work]
+            try:
+                yield _ends(tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await self._guards.close()
+                await probes.close()
+                await runner.cleanup()
 
     @web.middleware
     async def _guarded(self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
@@ -154,6 +152,16 @@ class Server:
             "denied", ingress=f"{review.namespace}/{review.name}", by=decision.by, reasons=",".join(p.reason for p in answer.problems[:5])
         )
         return deny(review.uid, answer.problems, answer.warnings, decision.notes)
+
+
+async def _ends(tasks: Sequence[asyncio.Future[None]]) -> None:
+    await asyncio.gather(*tasks)
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    made = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG)
+    made.setblocking(False)
+    return made
 
 
 def _plain(refused: Refused) -> web.Response:

@@ -21,10 +21,10 @@ async def run(bus: Asker, options: WebhookOptions, stop: asyncio.Event) -> None:
     """Answer reviews until `stop`. Raises OSError where the port is taken or the certificate cannot be read."""
     context = server_context(options.certificate, options.key, options.client_ca)
     reloader = Reloader(context, options.certificate, options.key)
-    decider = Decider(bus, check_alone, deadline_seconds=options.deadline_seconds)
-    async with Server(decider, options, context, reloader).listening():
+    decider = Decider(bus, check_alone, groups=options.groups, deadline_seconds=options.deadline_seconds)
+    async with Server(decider, options, context, reloader).listening() as serving:
         log.info("listening", host=options.host, port=options.port, client_certificates=options.client_ca is not None)
-        await until(stop, reloader.run(options.certificate_check_seconds), _warn_of_expiry(reloader))
+        await until(stop, serving, reloader.run(options.certificate_check_seconds), _warn_of_expiry(reloader))
 
 
 async def _warn_of_expiry(reloader: Reloader) -> None:

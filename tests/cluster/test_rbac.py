@@ -85,7 +85,7 @@ async def _reported(cell: Restricted, namespace: str, api: Api) -> tuple[bool, b
     """Whether the Ingress gets its status, and an Event for what is wrong with it: within some seconds."""
     problem = Problem(reason=Reason.INVALID_ANNOTATION, field="metadata.annotations", message="wrong")
     verdict = Verdict(kind="Ingress", namespace=namespace, name="web", accepted=False, problems=(problem,))
-    await cell.bus.put(VERDICTS_BUCKET, verdict_key(namespace, "web"), msgspec.json.encode(verdict))
+    await cell.bus.put(VERDICTS_BUCKET, verdict_key("default", "Ingress", namespace, "web"), msgspec.json.encode(verdict))
     status = events = False
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(6):

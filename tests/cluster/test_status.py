@@ -124,7 +124,7 @@ async def _rejected(cell: Cell, namespace: str, *problems: str) -> None:
     """What the compiler says of Ingress `web`."""
     made = tuple(Problem(reason=Reason.INVALID_ANNOTATION, field="metadata.annotations[x]", message=m, example="5") for m in problems)
     verdict = Verdict(kind="Ingress", namespace=namespace, name="web", accepted=False, problems=made)
-    await cell.bus.put(VERDICTS_BUCKET, verdict_key(namespace, "web"), msgspec.json.encode(verdict))
+    await cell.bus.put(VERDICTS_BUCKET, verdict_key("default", "Ingress", namespace, "web"), msgspec.json.encode(verdict))
 
 
 async def _events(api: Api, namespace: str, expected: dict[str, int]) -> None:
@@ -156,7 +156,7 @@ async def test_events_as_kubectl_describe_shows_them(cell: Cell, namespace: str,
         assert "sluice" in line
         assert _said("is\\n\\x1b[31mwrong") in line
 
-        await cell.bus.delete(VERDICTS_BUCKET, verdict_key(namespace, "web"))
+        await cell.bus.delete(VERDICTS_BUCKET, verdict_key("default", "Ingress", namespace, "web"))
         await _rejected(cell, namespace, "is\n\x1b[31mwrong")
         await _events(api, namespace, {_said("is\\n\\x1b[31mwrong"): 2})
 

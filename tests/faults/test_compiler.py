@@ -95,7 +95,7 @@ class Rig:
         async with asyncio.timeout(DEADLINE_SECONDS):
             while True:
                 try:
-                    return await self.bus.request(subject, payload, timeout=DEADLINE_SECONDS)
+                    return await self.bus.request(subjects.of_group(subject, GROUP), payload, timeout=DEADLINE_SECONDS)
                 except NoAnswer:  # it is starting
                     await asyncio.sleep(0.01)
 
@@ -235,7 +235,7 @@ async def test_a_wiped_server_is_filled_again_in_a_higher_epoch(rig: Rig) -> Non
     assert made.number > before.number
     assert await content_of(rig.bus, made) == rig.oracle()
     async with asyncio.timeout(DEADLINE_SECONDS):
-        while "default.broken" not in await rig.bus.entries(subjects.VERDICTS_BUCKET):
+        while "default.ingress.default.broken" not in await rig.bus.entries(subjects.VERDICTS_BUCKET):
             await asyncio.sleep(0.01)
 
 
@@ -318,13 +318,13 @@ async def test_a_refused_policy_touches_only_its_ingress_until_that_changes(rig:
     found = await rig.cover(healed.covers, "default/bad")
     assert not found.accepted and "unknown directive" in found.problems[0].message
     async with asyncio.timeout(DEADLINE_SECONDS):
-        while "default.bad" not in (verdicts := await rig.bus.entries(subjects.VERDICTS_BUCKET)):
+        while "default.ingress.default.bad" not in (verdicts := await rig.bus.entries(subjects.VERDICTS_BUCKET)):
             await asyncio.sleep(0.01)
-    assert not msgspec.json.decode(verdicts["default.bad"], type=Verdict).accepted
+    assert not msgspec.json.decode(verdicts["default.ingress.default.bad"], type=Verdict).accepted
 
     mended = await rig.cover(await rig.cluster.put(ingress("bad", {"bad.example.com": {"/": "web-0"}})), "default/bad")
     assert mended.accepted and not mended.problems
-    assert "default.bad" not in await rig.bus.entries(subjects.VERDICTS_BUCKET)
+    assert "default.ingress.default.bad" not in await rig.bus.entries(subjects.VERDICTS_BUCKET)
 
 
 # --- several compilers
@@ -414,7 +414,7 @@ async def test_a_question_that_is_none_is_not_answered_and_harms_nothing(rig: Ri
         subjects.ASK_COMPILER_ROLLBACK,
     ):
         with pytest.raises(NoAnswer):
-            await rig.bus.request(subject, b"{", timeout=0.2)
+            await rig.bus.request(subjects.of_group(subject, GROUP), b"{", timeout=0.2)
     assert (await rig.edit("after.example.com")).error == ""
 
 

@@ -90,6 +90,8 @@ async def test_a_node_can_do_its_work(rig: Rig, compiler: JetStreamBus) -> None:
     manifest = config_subject(GROUP)
     await compiler.publish(manifest, b"v1")
     await compiler.publish(bucket_subject(subjects.KEYS_BUCKET, keys_key(GROUP, NODE)), b"keys")
+    gate = bucket_subject(subjects.ROLLOUTS_BUCKET, subjects.token(GROUP))
+    await compiler.publish(gate, b"closed")
     digest = await compiler.put_blob(b"x" * 700_000)
     async with NodeBus(rig.node(), name="node") as node:
         items = node.follow(subjects.CONFIG_STREAM, manifest, last_only=True)
@@ -101,6 +103,12 @@ async def test_a_node_can_do_its_work(rig: Rig, compiler: JetStreamBus) -> None:
             assert await anext(items) == Message(subject=manifest, payload=b"v2", sequence=2)
             found = await anext(keys)
             assert isinstance(found, Message) and found.payload == b"keys"
+            gates = node.follow(f"KV_{subjects.ROLLOUTS_BUCKET}", gate, last_only=True)
+            assert await anext(gates) == Message(subject=gate, payload=b"closed", sequence=1)
+            assert await anext(gates) == CaughtUp(1)
+            await compiler.publish(gate, b"open")
+            assert await anext(gates) == Message(subject=gate, payload=b"open", sequence=2)
+            await gates.aclose()
         assert [m.payload for m in await node.history(subjects.CONFIG_STREAM, manifest)] == [b"v1", b"v2"]
         assert await node.get_blob(digest) == b"x" * 700_000
         await node.put(subjects.NODES_BUCKET, subjects.token(NODE), b"report")
@@ -121,12 +129,15 @@ async def test_a_node_can_do_its_work(rig: Rig, compiler: JetStreamBus) -> None:
         bucket_subject(subjects.IDENTITIES_BUCKET, subjects.token(OTHER)),
         bucket_subject(subjects.KEYS_BUCKET, keys_key(GROUP, NODE)),
         bucket_subject(subjects.REVOKED_BUCKET, subjects.token(OTHER)),
-        bucket_subject(subjects.VERDICTS_BUCKET, "default.web"),
+        bucket_subject(subjects.ROLLOUTS_BUCKET, subjects.token(GROUP)),
+        bucket_subject(subjects.ROLLOUTS_BUCKET, "other"),
+        subjects.republished(bucket_subject(subjects.ROLLOUTS_BUCKET, subjects.token(GROUP))),
+        bucket_subject(subjects.VERDICTS_BUCKET, "default.ingress.default.web"),
         bucket_subject(subjects.WATCHERS_BUCKET, "watcher"),
         subjects.blob_subject("0" * 64),
         subjects.republished(config_subject(GROUP)),
-        subjects.ASK_COMPILER_ROLLBACK,
-        subjects.ASK_COMPILER_ADMIT,
+        subjects.of_group(subjects.ASK_COMPILER_ROLLBACK, GROUP),
+        subjects.of_group(subjects.ASK_COMPILER_ADMIT, GROUP),
         subjects.ASK_WATCHER_RESYNC,
         f"_INBOX_node_{subjects.token(OTHER)}.abc",
         "_INBOX_compiler.abc",
@@ -136,6 +147,8 @@ async def test_a_node_can_do_its_work(rig: Rig, compiler: JetStreamBus) -> None:
         "$JS.API.STREAM.CREATE.MINE",
         f"$JS.API.DIRECT.GET.KV_{subjects.KEYS_BUCKET}",
         f"$JS.API.DIRECT.GET.KV_{subjects.KEYS_BUCKET}.{bucket_subject(subjects.KEYS_BUCKET, keys_key(GROUP, OTHER))}",
+        f"$JS.API.DIRECT.GET.KV_{subjects.ROLLOUTS_BUCKET}",
+        f"$JS.API.DIRECT.GET.KV_{subjects.ROLLOUTS_BUCKET}.{bucket_subject(subjects.ROLLOUTS_BUCKET, 'other')}",
         f"$JS.API.DIRECT.GET.KV_{subjects.NODES_BUCKET}.{bucket_subject(subjects.NODES_BUCKET, OTHER)}",
         f"$JS.API.DIRECT.GET.{subjects.CLUSTER_STREAM}",
         f"$JS.API.DIRECT.GET.{subjects.CONFIG_STREAM}.{config_subject('other')}",
@@ -176,6 +189,8 @@ async def test_a_node_may_publish_nothing_else(rig: Rig, compiler: JetStreamBus,
         subjects.republished(config_subject("other")),
         subjects.republished(bucket_subject(subjects.KEYS_BUCKET, ">")),
         subjects.republished(bucket_subject(subjects.KEYS_BUCKET, keys_key(GROUP, OTHER))),
+        subjects.republished(bucket_subject(subjects.ROLLOUTS_BUCKET, ">")),
+        subjects.republished(bucket_subject(subjects.ROLLOUTS_BUCKET, "other")),
         "$KV.>",
         "blob.v1.>",
         "applied.v1.>",
@@ -183,7 +198,7 @@ async def test_a_node_may_publish_nothing_else(rig: Rig, compiler: JetStreamBus,
         "_INBOX_compiler.>",
         f"_INBOX_node_{subjects.token(OTHER)}.>",
         "ask.v1.>",
-        subjects.ASK_COMPILER_ADMIT,
+        subjects.of_group(subjects.ASK_COMPILER_ADMIT, GROUP),
         "$SYS.>",
         "$JS.EVENT.>",
     ],
@@ -218,7 +233,12 @@ async def test_no_service_can_delete_a_stream(rig: Rig, compiler: JetStreamBus, 
 
 async def test_the_webhook_can_only_ask_for_admission(rig: Rig, compiler: JetStreamBus) -> None:
     async with attacker(rig.address(rig.authority.service("webhook"), "hook")) as (client, refused):
-        for subject in ("cluster.v1.ingress.a.b", config_subject(GROUP), subjects.ASK_COMPILER_ROLLBACK, "$KV.revoked.x"):
+        for subject in (
+            "cluster.v1.ingress.a.b",
+            config_subject(GROUP),
+            subjects.of_group(subjects.ASK_COMPILER_ROLLBACK, GROUP),
+            "$KV.revoked.x",
+        ):
             assert await _refused(client, refused, subject)
 
 

@@ -114,7 +114,11 @@ def specs(options: UpOptions, nats_binary: str, nats_url: str) -> list[Spec]:
     return [
         nats,
         *appliers,
-        service("compiler", "--group", GROUP, "--seal-keys", str(state.seal), *(["--no-any-address"] if options.manifests is None else [])),
+        service(
+            "compiler",
+            *("--group", GROUP, "--seal-keys", str(state.seal), "--crash-notes", str(state.crash_notes)),
+            *(["--no-any-address"] if options.manifests is None else []),
+        ),
         service("watcher", *_source(options), "--seal-keys", str(state.seal)),
         service(
             "webhook",

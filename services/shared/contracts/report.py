@@ -26,6 +26,10 @@ class NodeReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     number: int = 0
     digest: str = ""
     policy_digest: str = ""
+    """Of the newest version taken, whether or not nginx runs all of its policies: see `unloaded`."""
+    unloaded: tuple[str, ...] = ()
+    """Policies of that bundle that nginx does not run yet: the rollout does not let them in here, or they are about to be installed.
+    Refused ones are in `refused` instead."""
     generation: int = 0
     """The nginx generation that a worker answered with; grows with each reload."""
     ready: bool = False

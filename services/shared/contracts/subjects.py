@@ -7,14 +7,15 @@
 | `config.v1.<group>`                   | compiler | the last `VERSIONS_STORED`             | every event counts     |
 | `applied.v1.<node>`                   | applier  | the last 256 of each node              | every event counts     |
 | bucket `nodes`, key `<node>`          | applier  | `NODE_REPORT_TTL_SECONDS`              | latest state           |
-| bucket `verdicts`, key `<ns>.<name>`  | compiler | until replaced or deleted              | latest state           |
+| bucket `verdicts`, key `<group>.<kind>.<ns>.<name>` | compiler | until replaced or deleted | latest state          |
 | bucket `watchers`, key `<watcher id>` | watcher  | `NODE_REPORT_TTL_SECONDS`              | latest state           |
 | bucket `identities`, key `<node>`     | applier  | until replaced                         | latest state           |
 | bucket `keys`, key `<group>.<node>`   | compiler | until replaced or deleted              | latest state           |
+| bucket `rollouts`, key `<group>`      | compiler | until replaced                         | latest state           |
 | bucket `revoked`, key `<node>`        | command  | until deleted                          | latest state           |
 | `blob.v1.<sha256>[.<part>]`           | compiler | while a kept version needs them        | immutable              |
-| `live.config.v1.<group>`, `live.$KV.keys.>` | server | not kept: what was stored, again    | a hint                 |
-| `ask.v1.<service>.<question>`         | anyone   | not kept (request/reply)               | a question, a deadline |
+| `live.config.v1.<group>`, `live.$KV.keys.>`, `live.$KV.rollouts.>` | server | not kept: what was stored, again | a hint |
+| `ask.v1.watcher.<question>`, `ask.v1.compiler.<question>.<group>` | anyone | not kept (request/reply) | a question, a deadline |
 
 Names of Kubernetes objects may contain dots, which separate NATS tokens, so every token is encoded: letters a-z, digits
 and `-` stay, each other byte becomes `_hh`; the empty name is a single `_`. The encoding is reversible and injective.
@@ -22,6 +23,7 @@ and `-` stay, each other byte becomes `_hh`; the empty name is a single `_`. The
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import msgspec
@@ -35,6 +37,7 @@ WATCHERS_BUCKET: Final = "watchers"
 IDENTITIES_BUCKET: Final = "identities"
 KEYS_BUCKET: Final = "keys"
 REVOKED_BUCKET: Final = "revoked"
+ROLLOUTS_BUCKET: Final = "rollouts"
 BLOBS_STREAM: Final = "BLOBS"
 
 VERSIONS_KEPT: Final = 64
@@ -89,13 +92,17 @@ STREAMS: Final = (
     _bucket(IDENTITIES_BUCKET),
     _bucket(KEYS_BUCKET, republish=True),
     _bucket(REVOKED_BUCKET),
+    _bucket(ROLLOUTS_BUCKET, republish=True),
 )
 
 _PLAIN: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-")
+_PLAIN_NAME: Final = re.compile(r"[a-z0-9-]+")
 
 
 def token(name: str) -> str:
     """`name` as one NATS subject token."""
+    if _PLAIN_NAME.fullmatch(name):  # nearly all: 30,000 in a first list
+        return name
     return "".join(chr(b) if b in _PLAIN else f"_{b:02x}" for b in name.encode()) or "_"
 
 
@@ -142,6 +149,11 @@ def bucket_subject(bucket: str, key: str) -> str:
     return f"$KV.{bucket}.{key}"
 
 
+def of_group(question: str, group: str) -> str:
+    """The subject by which the compilers of one group are asked (`ASK_COMPILER_...`)."""
+    return f"{question}.{token(group)}"
+
+
 def keys_key(group: str, node: str) -> str:
     """The key of one node's sealing keys in the keys bucket."""
     return f"{token(group)}.{token(node)}"
@@ -152,6 +164,6 @@ def republished(subject: str) -> str:
     return f"live.{subject}"
 
 
-def verdict_key(namespace: str, name: str) -> str:
-    """The key of one Ingress's verdict in the verdicts bucket."""
-    return f"{token(namespace)}.{token(name)}"
+def verdict_key(group: str, kind: str, namespace: str, name: str) -> str:
+    """The key of one object's verdict by one group's compilers."""
+    return f"{token(group)}.{kind.lower()}.{token(namespace)}.{token(name)}"

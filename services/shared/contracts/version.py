@@ -105,6 +105,8 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     cause_count: int = 0
     pinned: int = 0
     """Not 0: a rollback to the content of that version; live changes wait until it is released."""
+    staged: bool = False
+    """Its new policies are installed as the group's gate (`rollout.Gate`) lets a node in; False: at once."""
     compiled_at: float = 0.0
     committed_at: float = 0.0
     """Just before publishing, unix seconds."""

@@ -63,7 +63,7 @@ def of_service(role: Role) -> Permissions:
         return Permissions(
             publish=(
                 *("config.v1.>", "blob.v1.>", subjects.ASK_WATCHER_RESYNC),
-                *(bucket_subject(b, ">") for b in (subjects.VERDICTS_BUCKET, subjects.KEYS_BUCKET)),
+                *(bucket_subject(b, ">") for b in (subjects.VERDICTS_BUCKET, subjects.KEYS_BUCKET, subjects.ROLLOUTS_BUCKET)),
                 *_ENSURE,
                 *_read("*"),
                 f"{_API}.STREAM.PURGE.{subjects.BLOBS_STREAM}",
@@ -72,7 +72,7 @@ def of_service(role: Role) -> Permissions:
             answers=True,
         )
     if role == "webhook":
-        return Permissions(publish=(subjects.ASK_COMPILER_ADMIT,), subscribe=(inbox(role),))
+        return Permissions(publish=(f"{subjects.ASK_COMPILER_ADMIT}.*",), subscribe=(inbox(role),))
     return Permissions(
         publish=("ask.v1.>", bucket_subject(subjects.REVOKED_BUCKET, ">"), *_ENSURE, *_read("*")),
         subscribe=(inbox(role),),
@@ -80,7 +80,7 @@ def of_service(role: Role) -> Permissions:
 
 
 def of_node(node: str, group: str) -> Permissions:
-    """One edge node: its own reports, its own keys, its group's versions. No consumer, no stream, nobody else's subject."""
+    """One edge node: its own reports, its own keys, its group's versions and gate. No consumer, no stream, nobody else's subject."""
     return _of_node(token(node), token(group))
 
 
@@ -96,6 +96,7 @@ def of_newcomer() -> Permissions:
 
 def _of_node(own: str, group: str) -> Permissions:
     """`own`, `group`: tokens."""
+    gate = bucket_subject(subjects.ROLLOUTS_BUCKET, group)
     versions, keys = f"config.v1.{group}", bucket_subject(subjects.KEYS_BUCKET, f"{group}.{own}")
     return Permissions(
         publish=(
@@ -105,8 +106,9 @@ def _of_node(own: str, group: str) -> Permissions:
             *(f"{_API}.DIRECT.GET.{subjects.CONFIG_STREAM}", f"{_API}.DIRECT.GET.{subjects.CONFIG_STREAM}.{versions}"),
             f"{_API}.DIRECT.GET.{subjects.BLOBS_STREAM}.blob.v1.>",
             f"{_API}.DIRECT.GET.{_bucket(subjects.KEYS_BUCKET)}.{keys}",
+            f"{_API}.DIRECT.GET.{_bucket(subjects.ROLLOUTS_BUCKET)}.{gate}",
         ),
-        subscribe=(inbox(f"node_{own}"), republished(versions), republished(keys)),
+        subscribe=(inbox(f"node_{own}"), republished(versions), republished(keys), republished(gate)),
     )
 
 

@@ -52,6 +52,11 @@ def test_scalars_mean_what_they_mean_to_kubectl(scalar: str, meant: object) -> N
     assert values(f"a: {scalar}\nb: [{scalar or '~'}]\n") == [{"a": meant, "b": [meant]}]
 
 
+@pytest.mark.parametrize(("text", "meant"), [("yes", True), ("!!str 1", "1"), ("0777", 511), ("a:\n- on\n- 1_0", {"a": [True, 10]})])
+def test_the_first_scalar_of_a_document_means_what_it_means_to_kubectl(text: str, meant: object) -> None:
+    assert values(text) == [meant]
+
+
 def test_anchors_aliases_and_merge_keys_are_followed() -> None:
     text = "base: &b {v: 1, w: 2}\nall: *b\nmore:\n  <<: *b\n  w: 3\n"
 
@@ -116,11 +121,13 @@ def test_json_alone_or_several_after_each_other() -> None:
     assert values('{"a": 1}', is_json=True) == [{"a": 1}]
     assert values('{"a": 1}\n{"b": 2}\n\n[3]', is_json=True) == [{"a": 1}, {"b": 2}, [3]]
     assert values(" \n", is_json=True) == []
+    assert values('{"a": "\\ud83d\\ude00"}\n{}', is_json=True) == [{"a": "\N{GRINNING FACE}"}, {}]
 
 
 @pytest.mark.parametrize(
-    ("text", "line"), [('{"a": 1,\n "b": }', 2), ('{"a": 1}\n{"b"', 2), ("[" * 100_000, 1), ('{"a": ' + "9" * 5_000 + "}", 1)]
-)
+    ("text", "line"), [('{"a": 1,\n "b": }', 2), ('{"a": 1}\n{"b"', 2), ("[" * 100_000, 1), ('{"a": ' + "9" * 5_000 + "}", 1),
+     ('{"a": 1}\n{"b": "\\ud800"}', 2), ('{"\\udfff": 1}', 1)],
+)  # fmt: skip
 def test_bad_json_names_its_line(text: str, line: int) -> None:
     assert error(text, is_json=True).line == line
 

@@ -48,7 +48,7 @@ class Compiler:
         raise AssertionError
 
     async def request(self, subject: str, payload: bytes, *, timeout: float, headers: Mapping[str, str] | None = None) -> bytes:
-        assert subject == subjects.ASK_COMPILER_ADMIT
+        assert subject == subjects.of_group(subjects.ASK_COMPILER_ADMIT, "default")
         question = msgspec.json.decode(payload, type=AdmissionQuestion)
         self.questions.append(question)
         try:
@@ -444,5 +444,5 @@ async def test_health_over_plain_http_but_no_reviews(paths: CertificatePaths) ->
 
 
 async def test_a_taken_port_is_an_error_of_the_start(webhook: Webhook) -> None:
-    with pytest.raises(OSError, match="address already in use"):
+    with pytest.raises(OSError, match="ddress already in use"):
         await service.run(webhook.compiler, webhook.options, asyncio.Event())

@@ -191,7 +191,7 @@ end
 
 -- Fills shared memory where it is empty: a fresh start, or a reload with another dictionary size.
 function _M.load(directory, prefix)
-  if state:get("version") then
+  if state:get("version") and #tables:get_keys(1) > 0 then -- the version outlives a reload with another size, the rows do not
     return
   end
   local file = assert(io.open(directory .. "/tables.tsv", "r"))

@@ -33,7 +33,7 @@ class Told:
 
     def verdict(self, name: str, *problems: Problem, accepted: bool = False, quiet: bool = False) -> None:
         found = Verdict(kind="Ingress", namespace="default", name=name, accepted=accepted, problems=problems)
-        self.news.take_verdict(verdict_key("default", name), msgspec.json.encode(found), quiet=quiet)
+        self.news.take_verdict(verdict_key("default", "Ingress", "default", name), msgspec.json.encode(found), quiet=quiet)
 
     def version(self, number: int, *names: str, group: str = "default", op: Any = "upsert") -> None:
         causes = tuple(Cause(kind="Ingress", namespace="default", name=n, op=op) for n in names)
@@ -107,7 +107,7 @@ def test_what_was_there_before_and_what_comes_again_is_no_news() -> None:
 def test_a_problem_that_is_mended_and_comes_back_is_said_again() -> None:
     told = Told()
     told.verdict("shop", BAD)
-    told.news.take_verdict(verdict_key("default", "shop"), None)
+    told.news.take_verdict(verdict_key("default", "Ingress", "default", "shop"), None)
     told.verdict("shop", BAD)
     assert reasons(told.notes) == ["Rejected", "Rejected"]
 
@@ -248,7 +248,7 @@ def test_state_does_not_grow_with_what_is_gone() -> None:
         told.report(f"n{n}", 1000, f"h{n}.example.com")
         told.gone(f"n{n}")
         told.verdict(f"i{n}", BAD)
-        told.news.take_verdict(verdict_key("default", f"i{n}"), None)
+        told.news.take_verdict(verdict_key("default", "Ingress", "default", f"i{n}"), None)
     told.report("n", 1000)
     told.later()
     told.later(100)
