@@ -8,8 +8,9 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from services.compiler.engine import Engine
-from services.compiler.hosts import LoweredHost, matching_route
+from services.compiler.hosts import LoweredHost
 from services.compiler.locations import Location
+from services.compiler.matching import matching_route
 from services.shared.contracts.question import ExplainAnswer, ExplainQuestion
 from services.shared.contracts.tables import AliasRow, BackendRow, Route
 
@@ -28,7 +29,7 @@ def explain(engine: Engine, question: ExplainQuestion) -> ExplainAnswer:
         note = (
             f"301 to {path}/: nginx's own redirect, the location is a prefix that ends with /"
             if how == "slash"
-            else "no location matches: 404"
+            else how or "no location matches: 404"
         )
         return ExplainAnswer(host=host, matched_host=name, path=path, match=how, notes=(*why, note))
     location = next(lo for lo in lowered.locations if lo.route is route)

@@ -11,7 +11,7 @@ from services.compiler.certificates import Certificate
 from services.compiler.ingresses import CATCH_ALL, BackendRef, PathRule, ReadIngress
 from services.compiler.locations import Location, Surroundings, make_location, unclaimed_location
 from services.shared.contracts.problem import Problem, Reason
-from services.shared.contracts.tables import HostRow, Route
+from services.shared.contracts.tables import HostRow
 from services.shared.nginxtext.arguments import TextError
 from services.shared.nginxtext.regex import LIMIT, check_regex
 
@@ -202,20 +202,3 @@ def _pattern(location: Location) -> str:
     except TextError:
         return re.escape(location.path)
     return location.path
-
-
-def matching_route(row: HostRow, uri: str) -> tuple[Route | None, str]:
-    """What lua/sluice/routes.lua does, for `explain`: (route, how). Regexes are matched by Python here, close enough to explain."""
-    if row.regex:
-        for pattern, n in row.regex:
-            if re.match(pattern.removeprefix(LIMIT), uri, re.IGNORECASE):
-                return row.routes[n], "regex"
-        return None, ""
-    if uri in row.exact:
-        return row.routes[row.exact[uri]], "exact"
-    if uri in row.slash:
-        return None, "slash"
-    for at in range(len(uri), 0, -1):
-        if uri[at - 1] == "/" and uri[:at] in row.prefix:
-            return row.routes[row.prefix[uri[:at]]], "prefix"
-    return None, ""
