@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 from services.shared.bus.jetstream import JetStreamBus
 from services.shared.bus.port import Bus
@@ -15,7 +16,9 @@ from services.shared.telemetry.health import Health
 from services.watcher.options import WatcherOptions
 from services.watcher.service import Election, Watcher
 from services.watcher.sources.port import Source
-from services.watcher.status.reporting import Reporting
+
+if TYPE_CHECKING:
+    from services.watcher.status.reporting import Reporting
 
 __all__ = ["WatcherOptions", "main", "serve"]
 
@@ -41,6 +44,7 @@ async def _source(bus: Bus, options: WatcherOptions) -> AsyncIterator[tuple[Sour
     from services.shared.kube.lease import Leader, LeaseOptions
     from services.watcher.registrar import Registrar
     from services.watcher.sources.kubernetes.source import KubernetesSource
+    from services.watcher.status.reporting import Reporting
 
     api = await Api.connect(options.kubeconfig, options.context)
     flags = options.flags

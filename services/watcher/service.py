@@ -7,7 +7,7 @@ import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
@@ -16,7 +16,6 @@ from services.shared.contracts import subjects
 from services.shared.contracts.delta import decode_sync_mark
 from services.shared.contracts.problem import Problem, Reason
 from services.shared.contracts.report import WatcherReport
-from services.shared.kube.client import KubeError
 from services.shared.telemetry.health import Samples
 from services.shared.telemetry.lifecycle import until
 from services.shared.telemetry.logs import get_logger
@@ -24,7 +23,9 @@ from services.watcher.options import WatcherOptions
 from services.watcher.pipeline import Pipeline
 from services.watcher.questions import Questions
 from services.watcher.sources.port import Hint, Source
-from services.watcher.status.reporting import Reporting
+
+if TYPE_CHECKING:  # a directory needs no Kubernetes client, which takes long to import
+    from services.watcher.status.reporting import Reporting
 
 log = get_logger(__name__)
 
@@ -99,7 +100,7 @@ class Watcher:
         await self._stop_writing()
         if self._reporting is None or not self._pipeline.leading:
             return
-        with contextlib.suppress(BusError, KubeError, TimeoutError):
+        with contextlib.suppress(BusError, TimeoutError):
             async with asyncio.timeout(CLEAR_SECONDS):
                 others = (await self._bus.entries(subjects.WATCHERS_BUCKET)).keys() - {self._options.name}
                 if not others:

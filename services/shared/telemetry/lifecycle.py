@@ -68,6 +68,5 @@ async def until(stop: asyncio.Event, *coroutines: Awaitable[None]) -> None:
 
 
 def settled() -> None:
-    """What exists now stays: the collector need not look at it any more."""
-    gc.collect()
+    """What exists now stays: the collector need not look at it any more. (Nor once before: that takes 0.2 s at 10,000 Ingresses.)"""
     gc.freeze()

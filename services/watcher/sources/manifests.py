@@ -10,7 +10,6 @@ the new one); what a file held that cannot be read after a restart is taken from
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -22,8 +21,9 @@ from msgspec import Struct
 from services.shared.contracts.objects import AnyObject, Key
 from services.shared.contracts.problem import Problem, Reason, printable
 from services.watcher.changes import Changes, ObjectChanges
+from services.watcher.sources.bulk import Read, read_many
 from services.watcher.sources.files import FileContent, position, read_content, unreadable
-from services.watcher.sources.reading import Reading, read_file
+from services.watcher.sources.reading import Reading
 from services.watcher.sources.scan import Listing, Signature, is_manifest_path, scan, sign
 
 GONE_AFTER_SECONDS: Final = 0.04
@@ -95,12 +95,15 @@ class ManifestSource:
             listing = scan(self._root)
             self._unreadable = listing.unreadable
             self._listed = self._listed or "." not in listing.unreadable
+        different: list[str] = []
         for path, signature in listing.files.items():
             file = self._files.get(path)
             if file is None or file.signature != signature:
-                self._read(path, signature, now, touched)
+                different.append(path)
             else:
                 self._unsettled.pop(path, None)
+        for path, read in read_many(self._root, different):
+            self._read(path, read, now, touched)
         for path in [p for p in self._unsettled if listing.hides(p)]:
             del self._unsettled[path]
         gone = [p for p in (self._files if paths is None else paths) if p not in listing.files and not listing.hides(p)]
@@ -128,27 +131,24 @@ class ManifestSource:
 
     # --- one file
 
-    def _read(self, path: str, signature: Signature, now: float, touched: set[Key]) -> None:
+    def _read(self, path: str, read: Read | OSError, now: float, touched: set[Key]) -> None:
         known = self._files.get(path)
         former = known.content if known else None
-        started = time.time_ns()
-        try:
-            reading = read_file(self._root / path)
-        except FileNotFoundError:
+        if isinstance(read, FileNotFoundError):
             self._missing(path, now, touched)
             return
-        except OSError as error:
-            self._replace(path, _File(signature=None, digest=b"", content=unreadable(path, error.strerror or str(error), former)), touched)
+        if isinstance(read, OSError):
+            self._replace(path, _File(signature=None, digest=b"", content=unreadable(path, read.strerror or str(read), former)), touched)
             return
+        reading = read.reading
         if not self._settled(path, reading, now):
             return
-        digest = hashlib.blake2b(reading.data, digest_size=16).digest()
-        exact = None if _may_change_unseen(reading.signature, started) else reading.signature
-        if known is not None and known.digest == digest:
+        exact = None if _may_change_unseen(reading) else reading.signature
+        if known is not None and known.digest == reading.digest:
             known.signature = exact
             return
-        content = read_content(path, reading.data, former=former, last_good=self._orphans.get)
-        self._replace(path, _File(signature=exact, digest=digest, content=content), touched)
+        content = read.content or read_content(path, reading.data, former=former, last_good=self._orphans.get)
+        self._replace(path, _File(signature=exact, digest=reading.digest, content=content), touched)
 
     def _settled(self, path: str, reading: Reading, now: float) -> bool:
         """Is this content what its author means, or is the author still writing?"""
@@ -244,10 +244,10 @@ class ManifestSource:
         return found
 
 
-def _may_change_unseen(signature: Signature, read_at_ns: int) -> bool:
+def _may_change_unseen(reading: Reading) -> bool:
     """Could a later change of this file leave the very same signature? (Time stamps advance in ticks; some file systems' in seconds.)"""
-    tick = _COARSE_TICK_NS if signature.changed_ns % 1_000_000_000 == 0 else _TICK_NS
-    return signature.changed_ns > read_at_ns - tick
+    changed_ns = reading.signature.changed_ns
+    return changed_ns > reading.began_ns - (_COARSE_TICK_NS if changed_ns % 1_000_000_000 == 0 else _TICK_NS)
 
 
 def _contested(key: Key, holders: tuple[str, ...]) -> Problem:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import signal
 import stat
+import time
 from pathlib import Path
 from typing import Final
 
@@ -20,14 +22,19 @@ _F_SETSIG: Final = 10  # fcntl(2); the module does not name it
 
 class Reading(Struct, frozen=True, kw_only=True):
     data: bytes
+    digest: bytes
+    """Of `data`, 16 bytes."""
     signature: Signature
     """Of the very file that was read."""
+    began_ns: int
+    """Unix nanoseconds: when the reading began."""
     complete: bool | None
     """False: someone has it open for writing; None: this file system does not tell."""
 
 
 def read_file(path: Path) -> Reading:
     """The content of a regular file. Raises OSError."""
+    began_ns = time.time_ns()
     # O_NONBLOCK: a FIFO put in the file's place since the scan must not block.
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -42,6 +49,8 @@ def read_file(path: Path) -> Reading:
     same = (before.st_ctime_ns, before.st_size) == (after.st_ctime_ns, after.st_size)
     return Reading(
         data=data,
+        digest=hashlib.blake2b(data, digest_size=16).digest(),
+        began_ns=began_ns,
         signature=Signature(after.st_ctime_ns, after.st_mtime_ns, after.st_size, after.st_ino, after.st_dev),
         complete=complete if same else False,
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Final
 
 from services.shared.bus.port import Bus
-from services.shared.kube.client import Api
+from services.shared.kube.client import Api, KubeError
 from services.shared.telemetry.lifecycle import until
 from services.shared.telemetry.logs import get_logger
 from services.watcher.changes import ObjectChanges
@@ -49,7 +50,8 @@ class Reporting:
 
     async def clear(self) -> None:
         """The last watcher is shut down."""
-        await self._status.clear()
+        with contextlib.suppress(KubeError):  # what cannot be taken away stays
+            await self._status.clear()
 
 
 async def _always(what: str, work: Callable[[], Coroutine[None, None, None]]) -> None:

@@ -164,7 +164,7 @@ class Reflector:
         found: dict[Key, AnyObject] = {}
         invalid: dict[Key, Invalid] = {}
         versions: dict[Key, str] = {}
-        following = ""
+        following, began = "", asyncio.get_running_loop().time()
         while True:
             query = {**self._collection.query, "limit": str(PAGE)} | ({"continue": following} if following else {})
             page = _decode_list(await self._api.request("GET", self._collection.path, query=query))
@@ -177,6 +177,7 @@ class Reflector:
         self._versions = versions
         self._take_list(found, invalid)
         self._from = page.metadata.resource_version
+        log.info("listed", kind=self.name, objects=len(found), seconds=round(asyncio.get_running_loop().time() - began, 3))
         self._answered()
 
     def _read(self, raw: bytes, found: dict[Key, AnyObject], invalid: dict[Key, Invalid], versions: dict[Key, str]) -> None:
