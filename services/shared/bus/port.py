@@ -73,7 +73,7 @@ class Request(Struct, frozen=True, kw_only=True):
 
 
 Handler = Callable[[Request], Awaitable[bytes]]
-"""Answers one request. Exceptions are logged and nothing is sent: the asker's deadline ends it."""
+"""Answers one request. An exception is logged, and the asker told: NoAnswer at once."""
 
 FollowItem = Message | CaughtUp | Reset
 

@@ -33,6 +33,9 @@ class Rechecked(Protocol):
 
     def recheck(self) -> None: ...
 
+FAILED: Final = "Sluice-Failed"
+"""The header of an answer that there is none: the asker need not wait for its deadline."""
+
 
 class JetStreamBus(Bus):
     """One connection; `name` appears in the server's connection list."""
@@ -234,6 +237,8 @@ class JetStreamBus(Bus):
                 )
             except nats.errors.TimeoutError as error:
                 raise NoAnswer(f"no answer within {timeout:g} s") from error
+        if answer.headers and FAILED in answer.headers:
+            raise NoAnswer("who serves this subject failed; its log says why")
         return answer.data
 
     async def serve(self, subject: str, handler: Handler, *, queue: str = "") -> Callable[[], Awaitable[None]]:
@@ -244,6 +249,8 @@ class JetStreamBus(Bus):
                 log.debug("answer lost", subject=subject, error=error)
             except Exception:
                 log.exception("a question could not be answered", subject=subject)
+                with contextlib.suppress(nats.errors.Error):
+                    await self._connection.client.publish(msg.reply, headers={FAILED: "1"})
 
         async def accept(msg: Msg) -> None:
             task = asyncio.create_task(answer(msg))
