@@ -258,16 +258,18 @@ class Compiler:
 
     def _in_sync(self, engine: Engine) -> bool:
         """Whether the world is complete: it was once, or it agrees with the newest mark now."""
-        mark, self._mark = self._mark, None
-        state = self._state
+        mark, state = self._mark, self._state
         if mark is None:
             return state.synced
         if engine.world.agrees(mark):
             if not state.synced:
                 lifecycle.settled()
             state.synced = True
-        elif not self._inbox:
+        elif self._inbox:
+            return state.synced  # it came while a batch was applied, and speaks of what is in the next one as well: it is judged then
+        else:
             self._ask_resync()
+        self._mark = None
         return state.synced
 
     def _ask_resync(self) -> None:

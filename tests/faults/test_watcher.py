@@ -171,7 +171,7 @@ async def test_cut_off_from_the_bus_it_keeps_the_newest_state_alone(rig: Rig) ->
             (rig.root / "h19.yaml").unlink()
             assert len(rig.published) == before
             proxy.heal()
-            await until(lambda: proxy.connections == 2)
+            await until(lambda: proxy.connections >= 2)
 
             async with asyncio.timeout(12):  # without waiting for acknowledgements that the cut has swallowed
                 await rig.covered()

@@ -18,6 +18,8 @@ from services.shared.contracts.subjects import BLOBS_STREAM, BLOBS_SUBJECTS, blo
 
 PART_BYTES: Final = 512 * 1024
 READ_AT_ONCE: Final = 8
+LAG_SECONDS: Final = (0.05, 0.2)
+"""With three servers any copy answers, and one may be behind by a moment: what is missing is looked for again after these pauses."""
 
 
 async def put(connection: Connection, data: bytes) -> str:
@@ -35,6 +37,15 @@ async def put(connection: Connection, data: bytes) -> str:
 
 async def get(connection: Connection, digest: str) -> bytes | None:
     """The bytes, checked; None: not there, incomplete, or other bytes."""
+    for pause in LAG_SECONDS:
+        data = await _look(connection, digest)
+        if data is not None:
+            return data
+        await asyncio.sleep(pause)
+    return await _look(connection, digest)
+
+
+async def _look(connection: Connection, digest: str) -> bytes | None:
     count = await _parts(connection, digest)
     if not count:
         return None

@@ -33,6 +33,7 @@ class Rechecked(Protocol):
 
     def recheck(self) -> None: ...
 
+
 FAILED: Final = "Sluice-Failed"
 """The header of an answer that there is none: the asker need not wait for its deadline."""
 

@@ -31,6 +31,10 @@ logging.getLogger("asyncio").addFilter(lambda record: "eof_received" not in reco
 ACK_SECONDS: Final = 5.0
 CONNECT_SECONDS: Final = 5.0
 """For one attempt. The library never comes back from a certificate that it could not verify."""
+PING_SECONDS: Final = 3
+"""A server that hangs is noticed by its second missing answer, after 3 to 6 s: no sooner than the others elect another leader."""
+RECONNECT_SECONDS: Final = (0.5, 2.0, 6.0)
+"""The longest wait before an attempt: at first, after each server has failed once, and from then on."""
 PIPELINE: Final = 512
 """Unacknowledged publishes of `publish_many` at a time."""
 WRONG_LAST_SEQUENCE: Final = 10071
@@ -65,6 +69,21 @@ def kept(headers: Mapping[str, str] | None) -> dict[str, str]:
     return {k: headers[k] for k in _KEPT_HEADERS if k in headers} if headers else {}
 
 
+class _Client(Client):
+    """The library's, but for a server that hangs: TLS would wait half a minute for its farewell before any other server is tried."""
+
+    async def _attempt_reconnect(self) -> None:
+        _abort(self)
+        await super()._attempt_reconnect()
+
+
+def _abort(client: Client) -> None:
+    """End its TCP connection now, and send nothing any more."""
+    writer: Any = getattr(client._transport, "_io_writer", None)
+    if writer is not None:
+        writer.transport.abort()
+
+
 class Connection:
     """`client` and `js` are the library's, and others after the server has refused the credentials: that ends a client for good.
 
@@ -85,14 +104,14 @@ class Connection:
         """Whether there was a connection once."""
         self._lost = asyncio.Event()
         """Set at the next loss, and replaced then."""
-        self.client = Client()
+        self.client: Client = _Client()
         self.js: JetStreamContext = self.client.jetstream()
 
     async def open(self) -> None:
         """Try until there is a connection. Until then `client` is the one before: calls on it say that it is closed."""
         delay = 0.05
         while True:
-            client = Client()
+            client = _Client()
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
                     await self._connect(client)
@@ -102,6 +121,9 @@ class Connection:
                 await discard(client)
                 await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
                 delay = min(delay * 2, 1.0)
+            except BaseException:  # nobody waits for it any more
+                _abort(client)
+                raise
         self._refused, self._opened = "", True
         self.client = client
         self.js = client.jetstream(timeout=ACK_SECONDS, publish_async_max_pending=4 * PIPELINE)
@@ -121,7 +143,8 @@ class Connection:
             max_reconnect_attempts=-1,
             reconnect_time_wait=0,  # the jitter is below
             reconnect_to_server_handler=_jittered,
-            ping_interval=5,
+            ping_interval=PING_SECONDS,
+            max_outstanding_pings=1,
             error_cb=functools.partial(self._on_error, client),
             reconnected_cb=self._on_reconnected,
             disconnected_cb=self._on_disconnected,
@@ -171,8 +194,7 @@ class Connection:
         self._closing = True
         if self._reopening is not None:
             self._reopening.cancel()
-        with contextlib.suppress(*_ENDED):
-            await self.client.close()
+        await discard(self.client)
 
     async def _on_error(self, client: Client, error: Exception) -> None:
         words = str(error)
@@ -210,13 +232,11 @@ class Connection:
 
 
 async def discard(client: Client) -> None:
-    """A client that failed is of no use again, and may hold a socket."""
+    """A client that failed is of no use again, and may hold a socket. What it was to send is sent, if that can be done at once."""
     with contextlib.suppress(*_ENDED):
         async with asyncio.timeout(CONNECT_SECONDS):
             await client.close()
-    transport: Any = client._transport
-    if transport is not None:
-        transport.close()
+    _abort(client)
 
 
 def _inbox_of(address: BusAddress) -> str:
@@ -228,5 +248,11 @@ def _inbox_of(address: BusAddress) -> str:
 
 
 def _jittered(servers: list[Any], info: Any) -> tuple[Any, float]:
-    """Which server to try next, and how long to wait before: spread, so that a thousand clients do not arrive at once."""
-    return random.choice(servers), random.uniform(0.05, 0.5)  # noqa: S311 - jitter
+    """Which server to try next, and how long to wait before: spread, so that a thousand clients do not arrive at once.
+
+    One that has failed since it was connected last comes after those that have not.
+    """
+    fewest = min(server.reconnects for server in servers)
+    longest = RECONNECT_SECONDS[min(fewest, len(RECONNECT_SECONDS) - 1)]
+    server = random.choice([s for s in servers if s.reconnects == fewest])  # noqa: S311 - jitter
+    return server, random.uniform(0.05, longest)  # noqa: S311 - jitter

@@ -25,6 +25,8 @@ log = get_logger(__name__)
 
 LOOK_SECONDS: Final = 5.0
 """Between two looks at the stream, for what was republished while nobody listened."""
+GRACE_SECONDS: Final = 0.1
+"""For what a look finds to come by itself, after what was stored before it: a follower that jumps over a version must fetch a whole one."""
 
 
 class Tail:
@@ -49,9 +51,15 @@ class Tail:
                     if subscription is None or client is not self._connection.client:
                         client = self._connection.client
                         subscription = await self._connection.subscribe(republished(self._subject), self._take)
-                    for item in await self._look():
+                    heard = self._seen
+                    found = await self._newest()
+                    if found is not None and self._caught_up:
+                        async for item in self._live(GRACE_SECONDS, upto=found.sequence):
+                            yield item
+                    for item in self._look(found, heard):
                         yield item
-                    async for item in self._live():
+                    # nodes must not ask in step
+                    async for item in self._live(LOOK_SECONDS * random.uniform(0.8, 1.2)):  # noqa: S311
                         yield item
                 except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
                     log.debug("looking again", stream=self._stream, error=error)
@@ -64,35 +72,41 @@ class Tail:
     async def _take(self, msg: Msg) -> None:
         self._raw.put_nowait(msg)
 
-    async def _look(self) -> list[FollowItem]:
+    async def _newest(self) -> Message | None:
         """What the stream ends with."""
         try:
             found = await self._connection.js.get_last_msg(self._stream, self._subject, direct=True)
         except nats.js.errors.NotFoundError:
-            found = None
-        sequence = (found.seq or 0) if found is not None else 0
+            return None
+        return Message(subject=self._subject, payload=found.data or b"", sequence=found.seq or 0, headers=kept(found.headers))
+
+    def _look(self, found: Message | None, heard: int) -> list[FollowItem]:
+        """What the stream's end says that was not heard. `heard`: up to where, when it was asked for."""
+        sequence = found.sequence if found is not None else 0
         items: list[FollowItem] = []
-        if sequence < self._seen:
-            items.append(Reset(f"the stream ends at {sequence}, {self._seen} was seen"))
+        if sequence < heard:
+            items.append(Reset(f"the stream ends at {sequence}, {heard} was seen"))
             self._seen = 0
         if found is not None and sequence > self._seen:
             self._seen = sequence
-            items.append(Message(subject=self._subject, payload=found.data or b"", sequence=sequence, headers=kept(found.headers)))
+            items.append(found)
         if not self._caught_up:
             self._caught_up = True
             items.append(CaughtUp(sequence))
         return items
 
-    async def _live(self) -> AsyncGenerator[FollowItem, None]:
-        """What is republished, until it is time to look."""
-        due = asyncio.get_running_loop().time() + LOOK_SECONDS * random.uniform(0.8, 1.2)  # noqa: S311 - nodes must not ask in step
-        while True:
+    async def _live(self, seconds: float, *, upto: int | None = None) -> AsyncGenerator[FollowItem, None]:
+        """What is republished, for so long. `upto`: only until this one is seen."""
+        due = asyncio.get_running_loop().time() + seconds
+        while upto is None or self._seen < upto:
             try:
                 async with asyncio.timeout_at(due):
                     msg = await self._raw.get()
             except TimeoutError:
                 return
             if msg is None:
+                if upto is not None:
+                    self._raw.put_nowait(None)  # to be looked for after this
                 return
             try:
                 sequence = int((msg.headers or {})["Nats-Sequence"])
