@@ -21,7 +21,7 @@ up: setup ## Run everything on this machine: the example application on two ngin
 
 .PHONY: test
 test: setup-dev ## Run all tests (ARGS="-n 0 -k name" for some, one after another)
-	@$(BIN)/python -m pytest -q -n 3 --dist loadfile $(ARGS)
+	@scripts/with-a-root-mount $(BIN)/python -m pytest -q -n 3 --dist loadfile $(ARGS)
 
 .PHONY: check
 check: setup-dev ## Format, lint, types, import contracts, Lua

@@ -216,6 +216,24 @@ async def test_without_a_server_calls_say_so_and_do_not_hang(bus: JetStreamBus, 
         await bus.request("ask.v1.x", b"", timeout=1)
 
 
+async def test_attempts_that_a_hanging_server_does_not_answer_leave_no_connection_behind(bus: JetStreamBus, server: NatsServer) -> None:
+    left: list[asyncio.Task[bytes]] = []
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        left.append(asyncio.ensure_future(reader.read()))
+        with contextlib.suppress(OSError):
+            await left[-1]
+        writer.close()
+
+    server.kill()
+    async with await asyncio.start_server(mute, "127.0.0.1", server.port), asyncio.timeout(60):
+        while len(left) < 3:
+            await asyncio.sleep(0.02)
+        await asyncio.wait(left[:2])
+        await bus.__aexit__()
+        await asyncio.wait(left)
+
+
 @pytest.mark.parametrize("module", [nats.errors, nats.js.errors])
 def test_every_foreign_exception_becomes_one_of_the_ports(module: object) -> None:
     """One border: whatever nats-py can raise, users of the port see a BusError."""
