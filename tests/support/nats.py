@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+import os
+import random
 import shutil
 import signal
 import socket
@@ -11,11 +15,18 @@ import sys
 from pathlib import Path
 
 
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_ports = itertools.cycle(random.sample(range(10_000 + 5_500 * (_WORKER % 4), 15_500 + 5_500 * (_WORKER % 4), 10), 550))
+"""Below those that the kernel gives to connections, which would take a port between its choice and its use; others for each test process."""
+
+
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
+    """One that nobody has, nor the nine after it by this."""
+    while True:
+        port = next(_ports)
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 class NatsServer:

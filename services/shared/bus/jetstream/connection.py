@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 import nats.errors
 import nats.js.errors
-from nats.aio.client import Client
+from nats.aio.client import Client, Srv
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
@@ -76,10 +76,14 @@ class _Client(Client):
         _abort(self)
         await super()._attempt_reconnect()
 
+    async def _connect_to_server(self, s: Srv) -> None:
+        _abort(self)  # what the last attempt has opened, if it failed: nobody else closes it
+        await super()._connect_to_server(s)
+
 
 def _abort(client: Client) -> None:
     """End its TCP connection now, and send nothing any more."""
-    writer: Any = getattr(client._transport, "_io_writer", None)
+    writer: Any = getattr(client._transport, "_bare_io_writer", None)  # below TLS: Python's TLS transport, closed twice, fails to abort
     if writer is not None:
         writer.transport.abort()
 
