@@ -14,10 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _ports = itertools.cycle(random.sample(range(10_000 + 5_500 * (_WORKER % 4), 15_500 + 5_500 * (_WORKER % 4), 10), 550))
-"""Below those that the kernel gives to connections, which would take a port between its choice and its use; others for each test process."""
+"""Below those that connections get, which would take a port between its choice and its use; others for each test process."""
 
 
 def free_port() -> int:
