@@ -83,6 +83,24 @@ async def test_a_question_is_answered_once_whichever_servers_its_ends_are_on(ser
         assert answered == 15
 
 
+async def test_of_many_that_compare_and_set_at_once_one_wins_and_the_others_know_it(servers: NatsCluster, bus: JetStreamBus) -> None:
+    """Not that the bus is away: they would wait before they look again."""
+
+    async def attempt(through: JetStreamBus, last: int) -> int:
+        try:
+            return await through.publish("config.v1.x", b"", expected_last=last)
+        except Conflict:
+            return 0
+
+    async with contextlib.AsyncExitStack() as stack:
+        everywhere = [await stack.enter_async_context(_through(servers, member)) for member in servers.members]
+        last = 0
+        for _ in range(20):
+            stored = [s for s in await asyncio.gather(*(attempt(one, last) for one in everywhere * 2)) if s]
+            assert len(stored) == 1
+            last = stored[0]
+
+
 async def test_a_blob_is_found_though_the_copy_that_is_asked_first_is_behind(bus: JetStreamBus, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a loaded machine one look in twenty came too early. A version whose blobs seem to be missing is refused, and written anew."""
     look, asked = bus._connection.js.get_last_msg, set[str]()

@@ -37,7 +37,8 @@ RECONNECT_SECONDS: Final = (0.5, 2.0, 6.0)
 """The longest wait before an attempt: at first, after each server has failed once, and from then on."""
 PIPELINE: Final = 512
 """Unacknowledged publishes of `publish_many` at a time."""
-WRONG_LAST_SEQUENCE: Final = 10071
+WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
+"""The second from several servers, while another message for the subject is on its way."""
 
 T = TypeVar("T")
 
@@ -57,7 +58,7 @@ def mapped() -> Iterator[None]:
     except nats.errors.NoRespondersError as error:
         raise NoAnswer("nobody serves this subject") from error
     except nats.js.errors.APIError as error:
-        if error.err_code == WRONG_LAST_SEQUENCE:
+        if error.err_code in WRONG_LAST_SEQUENCE:
             raise Conflict(error.description or "wrong last sequence") from error
         raise BusUnavailable(f"JetStream: {error.description or error}") from error
     except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
