@@ -72,7 +72,7 @@ def _base() -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         root, part = cache / f"debian-12.{os.getpid()}", cache / f"debian-12.{os.getpid()}.tar"
         try:
-            run("debootstrap", "--variant=minbase", "--include=ca-certificates", "bookworm", str(root), _mirror())
+            run("debootstrap", "--variant=minbase", "--include=ca-certificates", "bookworm", str(root), *_mirror())
             for file in OF_THIS_MACHINE:
                 if (Path("/") / file).exists():
                     shutil.copyfile(Path("/") / file, root / file)
@@ -84,13 +84,13 @@ def _base() -> Path:
     return archive
 
 
-def _mirror() -> str:
-    """Where this machine's packages come from."""
+def _mirror() -> list[str]:
+    """Where this machine's packages come from; empty: debootstrap knows a place itself."""
     for file in (*sorted(Path("/etc/apt").glob("sources.list*/debian.sources")), Path("/etc/apt/sources.list")):
         found = re.search(r"^(?:URIs:|deb(?: \[[^]]*\])?)\s+(\S+)", file.read_text(), re.MULTILINE) if file.exists() else None
         if found is not None:
-            return found[1]
-    return "http://deb.debian.org/debian"
+            return [found[1]]
+    return []
 
 
 @pytest.fixture(scope="session")
