@@ -6,7 +6,6 @@ The key never leaves the node. The credential counts for an hour and is had anew
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from services.shared.bus.jetstream import JetStreamBus
 from services.shared.bus.port import BusError
 from services.shared.contracts.enrolment import Enrol, decode_enrolled
 from services.shared.contracts.subjects import ASK_WATCHER_ENROL
+from services.shared.files import write_atomically
 from services.shared.natsauth import jwt
 from services.shared.natsauth.roles import user_of_node
 from services.shared.telemetry.logs import get_logger
@@ -116,9 +116,4 @@ class Enrolment:
 
     def _write(self, token: str) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".new")
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(jwt.credentials(token, self._seed()))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
+        write_atomically(self._path, jwt.credentials(token, self._seed()).encode(), mode=0o600)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -15,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from services.shared.bus.port import Bus, BusError, Message
 from services.shared.contracts.identity import Identity, decode_node_keys
 from services.shared.contracts.subjects import IDENTITIES_BUCKET, KEYS_BUCKET, bucket_subject, keys_key, token
+from services.shared.files import write_atomically
 from services.shared.sealing import boxes
 from services.shared.sealing.ring import CannotOpen, KeyRing, decode_keys
 from services.shared.telemetry.logs import get_logger
@@ -34,12 +34,7 @@ def private_key(directory: Path) -> X25519PrivateKey:
         return X25519PrivateKey.from_private_bytes(path.read_bytes())
     made = X25519PrivateKey.generate()
     directory.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".new")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(made.private_bytes_raw())
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_atomically(path, made.private_bytes_raw(), mode=0o600)
     return made
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import random
 import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
@@ -10,7 +16,7 @@ from services.applier.agent import Agent, Phases
 from services.applier.options import ApplierOptions
 from services.shared.bus.port import Bus, BusError
 from services.shared.contracts.report import Applied, DeferredRow, NodeReport
-from services.shared.contracts.subjects import NODES_BUCKET, applied_subject, token
+from services.shared.contracts.subjects import HEARTBEAT_SECONDS, NODES_BUCKET, applied_subject, token
 from services.shared.contracts.version import Manifest
 from services.shared.telemetry import tracing
 from services.shared.telemetry.logs import get_logger
@@ -18,6 +24,13 @@ from services.shared.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 DEFERRED_SHOWN = 100
+SPREAD_SECONDS: Final = 0.00025
+"""For each node of the group: a thousand that all report the version they have just heard of would be in the way of those that have not."""
+MOST_SPREAD_SECONDS: Final = 1.0
+BETWEEN_SECONDS: Final = 0.02
+"""At least, between two reports."""
+EVENTS_KEPT: Final = 256
+"""As many as the stream keeps of a node."""
 
 
 def node_report(agent: Agent, options: ApplierOptions, *, ready: bool, package: str) -> NodeReport:
@@ -50,18 +63,56 @@ def node_report(agent: Agent, options: ApplierOptions, *, ready: bool, package: 
     )
 
 
-async def send_report(bus: Bus, report: NodeReport) -> None:
-    """Best effort: a node that cannot report goes on serving."""
-    try:
-        await bus.put(NODES_BUCKET, token(report.node), msgspec.json.encode(report))
-    except BusError as error:
-        log.debug("the report could not be sent", error=error)
+class Reporter:
+    """Sends reports and events beside the node's work: a bus that does not answer holds nothing up."""
+
+    def __init__(self, bus: Bus, node: str, report: Callable[[], NodeReport]) -> None:
+        """`report`: the node's, as it is now."""
+        self._bus = bus
+        self._node = node
+        self._report = report
+        self._news = asyncio.Event()
+        self._events: deque[Applied] = deque(maxlen=EVENTS_KEPT)
+        self._nodes = 1
+        """Of the group."""
+
+    def changed(self) -> None:
+        """The report is another one now."""
+        self._news.set()
+
+    def live(self, manifest: Manifest, phases: Phases, deferred: int) -> None:
+        """A version is live here."""
+        self._nodes = manifest.nodes
+        self._events.append(_event(self._node, manifest, phases, deferred))
+        self._news.set()
+
+    async def run(self) -> None:
+        """Report what is new soon, and that the node lives."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT_SECONDS):
+                    await self._news.wait()
+                await asyncio.sleep(random.uniform(0, min(MOST_SPREAD_SECONDS, self._nodes * SPREAD_SECONDS)))  # noqa: S311 - no secret
+            self._news.clear()
+            if self._bus.connected:
+                await self._send()
+            await asyncio.sleep(BETWEEN_SECONDS)
+
+    async def _send(self) -> None:
+        """Events first: who sees a version in the report finds its event. Best effort: a node that cannot report goes on serving."""
+        events = [self._bus.publish(applied_subject(self._node), msgspec.json.encode(e)) for e in self._events]
+        self._events.clear()
+        report = self._bus.put(NODES_BUCKET, token(self._node), msgspec.json.encode(self._report()))
+        for error in await asyncio.gather(*events, report, return_exceptions=True):
+            if isinstance(error, BusError):
+                log.debug("a report or an event could not be sent", error=error)
+            elif isinstance(error, BaseException):
+                raise error
 
 
-async def send_applied(bus: Bus, node: str, manifest: Manifest, phases: Phases, deferred: int) -> None:
-    """One version is live here: the event, and its spans."""
-    trace = _spans(node, manifest, phases)
-    applied = Applied(
+def _event(node: str, manifest: Manifest, phases: Phases, deferred: int) -> Applied:
+    """With its spans."""
+    return Applied(
         node=node,
         epoch=manifest.epoch,
         number=manifest.number,
@@ -73,12 +124,8 @@ async def send_applied(bus: Bus, node: str, manifest: Manifest, phases: Phases, 
         live_at=phases.live_at,
         reload=phases.reload,
         deferred_count=deferred,
-        trace=trace,
+        trace=_spans(node, manifest, phases),
     )
-    try:
-        await bus.publish(applied_subject(node), msgspec.json.encode(applied))
-    except BusError as error:
-        log.debug("the event could not be sent", error=error)
 
 
 def _spans(node: str, manifest: Manifest, phases: Phases) -> str:

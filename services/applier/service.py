@@ -16,12 +16,13 @@ from services.applier.health import Health
 from services.applier.keys import Keys
 from services.applier.nginx import package_version
 from services.applier.options import ApplierOptions
-from services.applier.report import node_report, send_applied, send_report
+from services.applier.report import Reporter, node_report
 from services.applier.resolve import REFRESH_SECONDS
 from services.applier.rollout import follow_gate
 from services.applier.watch import LOOK_SECONDS
 from services.shared.bus.port import Bus, BusError, CaughtUp, Message, Reset
 from services.shared.contracts import subjects
+from services.shared.contracts.report import NodeReport
 from services.shared.contracts.rollout import Gate
 from services.shared.contracts.version import Manifest, VersionId, decode_manifest
 from services.shared.telemetry import lifecycle
@@ -47,7 +48,7 @@ class Applier:
         """None: nothing to take, but something to look at."""
         self._due = 0.0
         """When to look at nginx, and at what waits."""
-        self._changed = asyncio.Event()
+        self._reporter = Reporter(bus, options.node, self._make_report)
         self._start_head: VersionId | None = None
         """The head when this applier caught up first: readiness means having applied it."""
         self._package = package_version()
@@ -62,7 +63,7 @@ class Applier:
         ended = asyncio.Event()
         try:
             await self._agent.start()
-            work = (self._serve_bus(), self._apply(), self._report(), self._resolve(), self._watch(), self._retire(stop, ended))
+            work = (self._serve_bus(), self._apply(), self._reporter.run(), self._resolve(), self._watch(), self._retire(stop, ended))
             await lifecycle.until(ended, *work, *self._enrolling())
         finally:
             self._health.stopping = True
@@ -74,7 +75,7 @@ class Applier:
         """Not ready any more, but at work for the grace period: requests come until the last load balancer has noticed."""
         await stop.wait()
         self._health.stopping = True
-        self._changed.set()
+        self._reporter.changed()
         if self._options.flags.shutdown_grace_period:
             log.info("stopping; taking connections for a while", seconds=self._options.flags.shutdown_grace_period)
         await asyncio.sleep(self._options.flags.shutdown_grace_period)
@@ -120,7 +121,7 @@ class Applier:
                     self._work.put_nowait(manifest)
                 elif isinstance(item, CaughtUp):
                     self._start_head = self._start_head or newest
-                    self._changed.set()
+                    self._reporter.changed()
                 elif isinstance(item, Reset):
                     log.warning("the version stream was lost; going on with what is applied", reason=item.reason)
 
@@ -134,7 +135,7 @@ class Applier:
                 self._due = time.monotonic() + TICK_SECONDS
                 phases = await self._agent.tick()
                 if phases is not None:
-                    await self._went_live(phases)
+                    self._went_live(phases)
                 if self._waiting is not None and manifest is None and time.monotonic() >= self._retry_at:
                     await self._take(self._waiting)
             self._settle()
@@ -163,37 +164,25 @@ class Applier:
         self._retry_at = time.monotonic() + self._retry_seconds * random.uniform(0.5, 1.0)  # noqa: S311 - nodes must not ask in step
         self._waiting = manifest if behind else None
         if phases is not None:
-            await self._went_live(phases)
-        self._changed.set()
+            self._went_live(phases)
+        self._reporter.changed()
 
-    async def _went_live(self, phases: Phases) -> None:
+    def _went_live(self, phases: Phases) -> None:
         manifest = self._agent.manifest
         if manifest is not None and phases.live_at:
-            self._changed.set()
             self._health.note(manifest, phases)
-            await self._send()
-            await send_applied(self._bus, self._options.node, manifest, phases, len(self._agent.deferred))
+            self._reporter.live(manifest, phases, len(self._agent.deferred))
 
     def _settle(self) -> None:
         ready = self._start_head is not None and self._agent.live_id >= self._start_head and self._agent.healthy
         if ready and not self._health.ready:
             log.info("ready", version=self._agent.live_id)
             self._health.ready = True
-            self._changed.set()
+            self._reporter.changed()
 
-    async def _send(self) -> None:
+    def _make_report(self) -> NodeReport:
         ready = self._health.ready and self._agent.healthy and not self._health.stopping
-        await send_report(self._bus, node_report(self._agent, self._options, ready=ready, package=self._package))
-
-    async def _report(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(subjects.HEARTBEAT_SECONDS):
-                    await self._changed.wait()
-            self._changed.clear()
-            if self._bus.connected:
-                await self._send()
-            await asyncio.sleep(0.02)
+        return node_report(self._agent, self._options, ready=ready, package=self._package)
 
     async def _resolve(self) -> None:
         live = self._agent.live

@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from services.applier.control import lines_of
 from services.shared.contracts.version import PolicyBundle, VersionId, decode_bundle
+from services.shared.files import write_atomically
 from services.shared.versions.read import digest_of
 
 SUMS = "SHA256SUMS"
@@ -257,15 +258,9 @@ def _prove(directory: Path) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Complete or not at all: written aside, synced, renamed; readable by nobody else."""
+    """Complete or not at all, readable by nobody else."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    write_atomically(path, data, mode=0o600)
 
 
 def _sync_directory(path: Path) -> None:

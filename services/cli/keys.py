@@ -17,7 +17,8 @@ from services.cli import options
 from services.cli.errors import Stop
 from services.cli.installation import Release, Stored, complete, read, write
 from services.cli.running import print_json, table, when
-from services.cli.state import StateDirectory, write_atomically
+from services.cli.state import StateDirectory
+from services.shared.files import write_atomically
 from services.shared.natsauth.authority import BadAuthority
 from services.shared.sealing.keyfile import FILE
 from services.shared.sealing.ring import KeyRing, SealKey, decode_keys, encode_keys, rotated

@@ -12,11 +12,12 @@ from services.cli import options
 from services.cli.errors import Stop
 from services.cli.keys import InDirectory, take_new_key
 from services.cli.running import ask, is_release, print_json, when
-from services.cli.state import StateDirectory, Up, require_up, write_atomically
+from services.cli.state import StateDirectory, Up, require_up
 from services.shared.bus.jetstream.claims import push_account
 from services.shared.bus.port import Bus
 from services.shared.contracts.identity import Revocation
 from services.shared.contracts.subjects import REVOKED_BUCKET, token
+from services.shared.files import write_atomically
 from services.shared.natsauth.authority import Authority, BadAuthority
 
 

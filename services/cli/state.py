@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from services.cli.errors import Stop
 from services.shared.bus.address import BusAddress
+from services.shared.files import write_atomically
 
 SYSTEM_STATE: Final = Path("/var/lib/sluice")
 
@@ -133,20 +134,6 @@ def default_state() -> Path:
     if os.geteuid() == 0:
         return SYSTEM_STATE
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "sluice"
-
-
-def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Readers see the old content or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def require_up(state: StateDirectory) -> Up:

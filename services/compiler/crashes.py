@@ -24,6 +24,7 @@ from msgspec.structs import replace
 
 from services.shared.contracts.objects import Ingress
 from services.shared.contracts.problem import Problem, Reason
+from services.shared.files import write_atomically
 from services.shared.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -225,10 +226,8 @@ class Crashes:
         """Where there is no room for it, this process knows it all the same."""
         if self._notes is None:
             return
-        temporary = self._file.with_suffix(".new")
         try:
-            temporary.write_bytes(msgspec.json.encode(list(self._strikes.values())))
-            temporary.replace(self._file)
+            write_atomically(self._file, msgspec.json.encode(list(self._strikes.values())))
         except OSError as error:
             log.error("strikes could not be stored", error=error)
 

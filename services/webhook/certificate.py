@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import os
 import ssl
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from msgspec import Struct
 
+from services.shared.files import write_atomically
 from services.shared.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -89,9 +89,9 @@ def make_certificate(directory: Path, hosts: tuple[str, ...] = ("localhost", "12
         return paths
     directory.mkdir(parents=True, exist_ok=True)
     material = generate(hosts)
-    _write(paths.key, material.key)
-    _write(paths.certificate, material.certificate)
-    _write(paths.ca, material.ca)
+    write_atomically(paths.key, material.key, mode=0o600)
+    write_atomically(paths.certificate, material.certificate, mode=0o600)
+    write_atomically(paths.ca, material.ca, mode=0o600)
     return paths
 
 
@@ -128,15 +128,6 @@ def _alternative(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         return x509.DNSName(host)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Atomically, readable by the owner alone."""
-    temporary = path.with_suffix(path.suffix + ".new")
-    temporary.unlink(missing_ok=True)
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(data)
-    temporary.replace(path)
 
 
 def _still_good(paths: CertificatePaths, hosts: tuple[str, ...]) -> bool:

@@ -29,11 +29,6 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
         yield made
 
 
-def _workers(rig: Rig) -> list[psutil.Process]:
-    """Those that serve."""
-    return [w for w in rig.nginx.children() if "shutting down" not in " ".join(w.cmdline())]
-
-
 async def _until(seconds: float, true: Callable[[], bool]) -> None:
     async with asyncio.timeout(seconds):
         while not true():
@@ -46,7 +41,7 @@ async def test_workers_killed_every_half_second_cost_only_what_they_had_in_hand(
     async with steady([rig.http], "one.example.com", lambda a: a.status == 200, per_second=100, connections=4) as tally:
         for _ in range(kills):
             await asyncio.sleep(0.5)
-            _workers(rig)[0].kill()
+            rig.workers()[0].kill()
     # A kept-alive connection dies with its worker; nothing else fails, and nothing is answered wrongly.
     assert len(tally.failures) <= kills * 4
     assert all("Error" in f.text or "error" in f.text for f in tally.failures), tally.failures
@@ -56,9 +51,9 @@ async def test_workers_killed_every_half_second_cost_only_what_they_had_in_hand(
 
 async def test_a_stopped_worker_is_replaced_while_others_serve(rig: Rig) -> None:
     await running(rig)
-    before = _workers(rig)
+    before = rig.workers()
     before[0].send_signal(signal.SIGSTOP)
-    await _until(40, lambda: before[0] not in _workers(rig) and len(_workers(rig)) == len(before))
+    await _until(40, lambda: before[0] not in rig.workers() and len(rig.workers()) == len(before))
     assert {await rig.status("one.example.com") for _ in range(10)} == {200}
     report = await rig.report(lambda r: "hung" in r.last_error)
     assert "1 of" in report.last_error
@@ -84,7 +79,7 @@ async def test_a_crash_loop_after_a_new_policy_is_undone_and_reported(rig: Rig) 
     async def crash() -> None:
         """What a memory error in the new configuration looks like from outside."""
         while True:
-            for worker in _workers(rig):
+            for worker in rig.workers():
                 with contextlib.suppress(psutil.Error):
                     worker.send_signal(signal.SIGSEGV)
             await asyncio.sleep(0.3)

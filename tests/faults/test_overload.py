@@ -76,10 +76,6 @@ def _websocket(port: int, host: str) -> socket.socket:
     return made
 
 
-def _draining(rig: Rig) -> list[psutil.Process]:
-    return [w for w in rig.nginx.children() if "shutting down" in " ".join(w.cmdline())]
-
-
 async def test_500_idle_websockets_over_many_reloads_keep_few_old_workers(rig: Rig) -> None:
     """They would hold each generation's workers for four minutes (worker-shutdown-timeout); the oldest go earlier."""
     await running(rig)
@@ -88,7 +84,7 @@ async def test_500_idle_websockets_over_many_reloads_keep_few_old_workers(rig: R
         for n in range(5):
             sockets.extend([await asyncio.to_thread(_websocket, rig.http, "one.example.com") for _ in range(100)])
             await rig.live(await rig.commit("one.example.com", _policy(n)))
-            await until(lambda: len(_draining(rig)) <= 3 * workers)
+            await until(lambda: len(rig.draining()) <= 3 * workers)
             assert len(rig.nginx.children()) <= 4 * workers
         alive = [_alive(s) for s in sockets]
         assert all(alive[-200:]), "those of the last generations"

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -114,6 +114,19 @@ class Rig:
     @property
     def nginx(self) -> psutil.Process:
         return psutil.Process(int((self.directory / "run" / "nginx.pid").read_text()))
+
+    def workers(self) -> list[psutil.Process]:
+        """Those that serve."""
+        return [worker for worker, title in self._titles() if "shutting down" not in title]
+
+    def draining(self) -> list[psutil.Process]:
+        """Those of older generations, that only end what they have."""
+        return [worker for worker, title in self._titles() if "shutting down" in title]
+
+    def _titles(self) -> Iterator[tuple[psutil.Process, str]]:
+        for worker in self.nginx.children():
+            with contextlib.suppress(psutil.Error):  # it may end at any time
+                yield worker, " ".join(worker.cmdline())
 
     async def close(self) -> None:
         if self._process is not None and self._process.poll() is None:

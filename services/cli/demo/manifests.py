@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from services.cli.errors import Stop
-from services.cli.state import StateDirectory, write_atomically
+from services.cli.state import StateDirectory
+from services.shared.files import write_atomically
 
 HOSTS = ("shop.example.com", "grpc.example.com")
 

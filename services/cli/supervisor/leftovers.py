@@ -11,7 +11,8 @@ import msgspec
 import psutil
 from msgspec import Struct
 
-from services.cli.state import StateDirectory, write_atomically
+from services.cli.state import StateDirectory
+from services.shared.files import write_atomically
 
 
 class Record(Struct, frozen=True, kw_only=True):

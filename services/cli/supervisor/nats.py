@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from services.cli.state import StateDirectory, write_atomically
+from services.cli.state import StateDirectory
 from services.cli.supervisor.ports import free_port, is_free
+from services.shared.files import write_atomically
 from services.shared.natsauth.authority import Authority
 from services.shared.natsauth.roles import ROLES
 from services.shared.sealing.keyfile import FILE as SEAL_FILE

@@ -118,8 +118,11 @@ class Bus(Protocol):
         """The newest message of one subject."""
         ...
 
-    async def history(self, stream: str, subject: str, *, limit: int = 0) -> list[Message]:
-        """All stored messages of `subject` (wildcards allowed), oldest first; with `limit`, the newest that many."""
+    async def history(self, stream: str, subject: str, *, after: int = 0, limit: int = 0) -> list[Message]:
+        """The stored messages of `subject` (wildcards allowed) after that sequence, oldest first; with `limit`, the newest that many.
+
+        `after` beyond the stream's end is of another stream: all of it, or nothing.
+        """
         ...
 
     async def last_sequence(self, stream: str) -> int:

@@ -42,7 +42,7 @@ BLOBS_STREAM: Final = "BLOBS"
 
 VERSIONS_KEPT: Final = 64
 """How many versions `history`, `diff` and `rollback` reach back."""
-VERSIONS_STORED: Final = 128
+VERSIONS_STORED: Final = 512
 """How many manifests the stream keeps: the kept ones, and what lies between the oldest of them and its checkpoint."""
 NODE_REPORT_TTL_SECONDS: Final = 30
 HEARTBEAT_SECONDS: Final = 5

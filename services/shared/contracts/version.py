@@ -62,6 +62,8 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     tables_digest: str
     shards: tuple[str, ...]
     """sha256 of each blob. Rows are placed by a hash of their key, so that unchanged shards keep their digest."""
+    after: int = 0
+    """Up to this sequence of the CONFIG stream a reader needs no deltas to follow it; 0: unknown."""
 
 
 class Cause(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -107,6 +109,8 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Not 0: a rollback to the content of that version; live changes wait until it is released."""
     staged: bool = False
     """Its new policies are installed as the group's gate (`rollout.Gate`) lets a node in; False: at once."""
+    nodes: int = 1
+    """Of the group, about: they spread their reports, so as not to be in each other's way."""
     compiled_at: float = 0.0
     committed_at: float = 0.0
     """Just before publishing, unix seconds."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from services.shared.files import write_atomically
 from services.shared.natsauth import jwt
 from services.shared.natsauth.registrar import RegistrarKey
 from services.shared.natsauth.roles import NEWCOMER, Permissions, Role, of_any_node, of_newcomer, of_node, of_service, user_of_node
@@ -89,14 +89,8 @@ class Authority:
         return msgspec.json.format(msgspec.json.encode(self._keys), indent=2)
 
     def _save(self) -> None:
-        if self._path is None:
-            return
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(self.encoded)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
+        if self._path is not None:
+            write_atomically(self._path, self.encoded, mode=0o600)
 
     # --- for servers
 

@@ -14,25 +14,29 @@ from typing import Final
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, TraceFlags
 
 HEADER: Final = "traceparent"
 NANOSECONDS: Final = 1_000_000_000
 
-_tracer = TracerProvider().get_tracer("sluice")
+_ids = RandomIdGenerator()
+_tracer: trace.Tracer | None = None
+"""None: nothing is exported."""
 
 
 def configure(service: str, node: str = "") -> None:
     """Called once by each process. Exports when OTEL_EXPORTER_OTLP_ENDPOINT is set."""
     global _tracer
+    if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        return
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     attributes = {"service.name": f"sluice-{service}"} | ({"service.instance.id": node} if node else {})
     provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
-    if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=500))
-        atexit.register(provider.shutdown)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=500))
+    atexit.register(provider.shutdown)
     _tracer = provider.get_tracer("sluice")
 
 
@@ -50,6 +54,8 @@ def record(
     `start` and `end` in unix seconds. `parent` and `links` are traceparents; ones that cannot be read are left out.
     """
     context = _context(parent)
+    if _tracer is None:
+        return _format(_identity(context))
     linked = [Link(c) for c in map(_context, links) if c is not None]
     span = _tracer.start_span(
         name,
@@ -60,6 +66,12 @@ def record(
     )
     span.end(end_time=int(max(start, end) * NANOSECONDS))
     return _format(span.get_span_context())
+
+
+def _identity(parent: SpanContext | None) -> SpanContext:
+    """Of a span that nobody hears of; its children may be exported by another process."""
+    flags = parent.trace_flags if parent else TraceFlags(TraceFlags.SAMPLED)
+    return SpanContext(parent.trace_id if parent else _ids.generate_trace_id(), _ids.generate_span_id(), is_remote=False, trace_flags=flags)
 
 
 def _format(context: SpanContext) -> str:

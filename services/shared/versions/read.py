@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -38,9 +39,9 @@ def manifest_of(message: Message) -> Manifest | None:
         return None
 
 
-async def stored(bus: Bus, group: str) -> list[Manifest]:
-    """Every manifest that the stream still holds, oldest first; more than `history` shows."""
-    messages = await bus.history(CONFIG_STREAM, config_subject(group))
+async def stored(bus: Bus, group: str, *, after: int = 0) -> list[Manifest]:
+    """Every manifest that the stream still holds, `after` a sequence, oldest first; more than `history` shows."""
+    messages = await bus.history(CONFIG_STREAM, config_subject(group), after=after)
     return [m for m in map(manifest_of, messages) if m is not None]
 
 
@@ -100,6 +101,15 @@ async def rows_of(bus: Bus, manifest: Manifest, manifests: Sequence[Manifest], r
         apply_delta(rows, step.delta, ring)
     prove(rows, manifest.tables_digest, f"version {manifest.id}", ring)
     return rows
+
+
+async def newest_rows(bus: Bus, manifest: Manifest, ring: KeyRing) -> dict[str, bytes]:
+    """All rows of a version that is (nearly) the newest: only what follows its checkpoint is read. Raises Unreadable."""
+    after = manifest.checkpoint.after if manifest.checkpoint is not None else 0
+    if after:
+        with contextlib.suppress(Unreadable):  # a stream that was made anew counts otherwise
+            return await rows_of(bus, manifest, await stored(bus, manifest.group, after=after), ring)
+    return await rows_of(bus, manifest, await stored(bus, manifest.group), ring)
 
 
 async def checkpoint_rows(bus: Bus, checkpoint: Checkpoint, ring: KeyRing | None) -> dict[str, bytes]:

@@ -9,7 +9,7 @@ from msgspec import Struct
 from services.shared.bus.port import Bus
 from services.shared.contracts.version import Manifest, TableDigest, VersionId, version_digest
 from services.shared.sealing.ring import KeyRing
-from services.shared.versions.read import Unreadable, difference, digest_of, opened, rows_of, stored
+from services.shared.versions.read import Unreadable, difference, digest_of, newest_rows, opened
 
 NOTHING: Final = VersionId(0, 0)
 
@@ -75,7 +75,7 @@ class Replica:
 
     async def fetch(self, bus: Bus, manifest: Manifest) -> Move:
         """Move by checkpoint and deltas. Raises Unreadable, and what the bus raises; nothing has changed then."""
-        rows = await rows_of(bus, manifest, await stored(bus, manifest.group), self._ring)
+        rows = await newest_rows(bus, manifest, self._ring)
         upsert, delete = difference(self.rows, rows)
         replaced = {k: self.rows.get(k) for k in (*upsert, *delete)}
         self.rows = rows

@@ -145,14 +145,15 @@ class JetStreamBus(Bus):
                 return None
         return Message(subject=found.subject or subject, payload=found.data or b"", sequence=found.seq or 0, headers=kept(found.headers))
 
-    async def history(self, stream: str, subject: str, *, limit: int = 0) -> list[Message]:
-        out = await self._backlog(stream, subject, last_only=False)
+    async def history(self, stream: str, subject: str, *, after: int = 0, limit: int = 0) -> list[Message]:
+        out = await self._backlog(stream, subject, last_only=False, after=after)
         return out[-limit:] if limit else out
 
-    async def _backlog(self, stream: str, subject: str, *, last_only: bool) -> list[Message]:
+    async def _backlog(self, stream: str, subject: str, *, last_only: bool, after: int = 0) -> list[Message]:
         out: list[Message] = []
         with mapped():
-            async with asyncio.timeout(30), contextlib.aclosing(self.follow(stream, subject, last_only=last_only)) as items:
+            following = self.follow(stream, subject, after=after, last_only=last_only)
+            async with asyncio.timeout(30), contextlib.aclosing(following) as items:
                 async for item in items:
                     if isinstance(item, Message):
                         out.append(item)

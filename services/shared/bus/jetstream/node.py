@@ -5,13 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
+from typing import Final
 
-import nats.js.errors
+import msgspec
+from nats.aio.msg import Msg
 
 from services.shared.bus.jetstream.bus import JetStreamBus
 from services.shared.bus.jetstream.connection import kept, mapped
 from services.shared.bus.jetstream.tail import Tail
-from services.shared.bus.port import FollowItem, Message
+from services.shared.bus.port import BusUnavailable, FollowItem, Message
+
+MESSAGES_AT_ONCE: Final = 512
+BYTES_AT_ONCE: Final = 8 * 1024 * 1024
+ANSWER_SECONDS: Final = 5.0
+END_OF_BATCH: Final = "204"
+NOTHING_THERE: Final = "404"
 
 
 class NodeBus(JetStreamBus):
@@ -34,23 +42,36 @@ class NodeBus(JetStreamBus):
         finally:
             self._followers.discard(tail)
 
-    async def history(self, stream: str, subject: str, *, limit: int = 0) -> list[Message]:
-        """One by one: a request each, a fraction of a millisecond."""
+    async def history(self, stream: str, subject: str, *, after: int = 0, limit: int = 0) -> list[Message]:
         out: list[Message] = []
-        sequence = 1
         with mapped():
             async with asyncio.timeout(30):
-                while True:
-                    try:
-                        found = await self._connection.js.get_msg(stream, seq=sequence, subject=subject, direct=True, next=True)
-                    except nats.js.errors.NotFoundError:
-                        return out[-limit:] if limit else out
-                    sequence = (found.seq or 0) + 1
-                    out.append(
-                        Message(
-                            subject=found.subject or subject,
-                            payload=found.data or b"",
-                            sequence=found.seq or 0,
-                            headers=kept(found.headers),
-                        )
-                    )
+                while await self._read_some(stream, subject, out[-1].sequence if out else after, out):
+                    pass
+        return out[-limit:] if limit else out
+
+    async def _read_some(self, stream: str, subject: str, after: int, out: list[Message]) -> bool:
+        """One request, many answers (NATS ADR-31, "batched direct get"); whether the server has more."""
+        client = self._connection.client
+        inbox = client.new_inbox()
+        answers = await client.subscribe(inbox)
+        try:
+            wanted = {"seq": after + 1, "next_by_subj": subject, "batch": MESSAGES_AT_ONCE, "max_bytes": BYTES_AT_ONCE}
+            await client.publish(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(wanted), reply=inbox)
+            while True:
+                answer = await answers.next_msg(timeout=ANSWER_SECONDS)
+                headers = answer.headers or {}
+                status = headers.get("Status", "")
+                if status == END_OF_BATCH:
+                    return int(headers.get("Nats-Num-Pending", "0")) > 0
+                if status == NOTHING_THERE:
+                    return False
+                if status:
+                    raise BusUnavailable(f"{stream} cannot be read: {status} {headers.get('Description', '')}")
+                out.append(_message(answer, headers))
+        finally:
+            await answers.unsubscribe()
+
+
+def _message(answer: Msg, headers: dict[str, str]) -> Message:
+    return Message(subject=headers["Nats-Subject"], payload=answer.data, sequence=int(headers["Nats-Sequence"]), headers=kept(headers))
