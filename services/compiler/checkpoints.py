@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from msgspec.structs import replace
+
 from services.shared.bus.port import Bus, BusError
 from services.shared.contracts.subjects import VERSIONS_KEPT, VERSIONS_STORED
 from services.shared.contracts.version import Checkpoint, Manifest
@@ -16,8 +18,10 @@ from services.shared.versions import read, write
 
 log = get_logger(__name__)
 
-EVERY: Final = 16
-"""Versions between two checkpoints."""
+EVERY: Final = 192
+"""Versions between two checkpoints: some seconds while changes are many. Writing one costs what a hundred versions do ..."""
+ENOUGH_BYTES: Final = 1024 * 1024
+"""... unless their deltas are more than the rows themselves, and than this: then a follower reads less with another checkpoint."""
 REACH: Final = VERSIONS_STORED - VERSIONS_KEPT
 """How far the oldest kept version may be from its checkpoint: the stream holds no deltas further back."""
 
@@ -37,6 +41,8 @@ class Checkpoints:
         self._unneeded: set[str] = set()
         """At the last collection. Only a blob that nothing needs twice is deleted: another compiler may be about to refer to it."""
         self._writing: asyncio.Task[None] | None = None
+        self._delta_bytes = 0
+        """Since the newest checkpoint."""
 
     def adopt(self, checkpoint: Checkpoint | None, *, same_history: bool) -> None:
         """Another compiler's version names this one. `same_history`: it follows the versions known here."""
@@ -50,6 +56,7 @@ class Checkpoints:
         # An older one is no use: a version in between may have been too large to travel inline.
         if checkpoint is not None and (self.newest is None or checkpoint.number > self.newest.number):
             self.newest = checkpoint
+            self._delta_bytes = 0
 
     def carries(self, number: int) -> bool:
         """Whether version `number` may rest on the newest checkpoint."""
@@ -65,17 +72,25 @@ class Checkpoints:
         self.use(checkpoint.shards)
         return checkpoint
 
-    def committed(self, manifest: Manifest, rows: Mapping[str, bytes]) -> None:
-        """A version was published: its checkpoint counts, and another one may be due."""
-        self._take(manifest.checkpoint)
-        if self._writing is None and (self.newest is None or manifest.number - self.newest.number >= EVERY):
-            self._writing = asyncio.create_task(self._write_later(manifest, dict(rows)))
+    def committed(self, manifest: Manifest, sequence: int, rows: Mapping[str, bytes]) -> None:
+        """A version was published at `sequence`: its checkpoint counts, and another one may be due."""
+        if manifest.checkpoint is not None and manifest.checkpoint.number == manifest.number:
+            self._take(replace(manifest.checkpoint, after=sequence))
+        if manifest.delta is not None:
+            self._delta_bytes += sum(map(len, map(bytes, manifest.delta.upsert.values())))
+        if self._writing is None and self._due(manifest):
+            self._writing = asyncio.create_task(self._write_later(manifest, sequence, dict(rows)))
 
-    async def _write_later(self, manifest: Manifest, rows: Mapping[str, bytes]) -> None:
+    def _due(self, manifest: Manifest) -> bool:
+        if self.newest is None or manifest.number - self.newest.number >= EVERY:
+            return True
+        return self._delta_bytes > max(ENOUGH_BYTES, manifest.row_bytes)
+
+    async def _write_later(self, manifest: Manifest, sequence: int, rows: Mapping[str, bytes]) -> None:
         try:
             checkpoint = await write.write_checkpoint(self._bus, manifest.number, rows, manifest.tables_digest, self._ring)
             self.use(checkpoint.shards)
-            self._take(checkpoint)
+            self._take(replace(checkpoint, after=sequence))
             await self._collect()
         except BusError as error:
             log.warning("no checkpoint this time", error=error)

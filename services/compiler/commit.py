@@ -54,6 +54,8 @@ class Change(Struct, frozen=True, kw_only=True):
     bundle: PolicyBundle
     causes: Sequence[Cause] = ()
     covers: int = 0
+    nodes: int = 0
+    """That report; 0: as the head says."""
     compiled_at: float = 0.0
     trace: str = ""
     note: str = ""
@@ -209,6 +211,7 @@ class Committer:
                     if draft is None:
                         return None, True
                     tried = draft.manifest
+                    self._head.expect(tried)
                     sequence = await self._publish(tried)
                 self._seal_anew = self._seal_anew and tried.delta is not None
                 self._head.moved(tried, sequence, content.rows, draft.tables, content.bundle)
@@ -283,6 +286,7 @@ class Committer:
             cause_count=len(change.causes),
             pinned=pinned,
             staged=self._staged and not pinned,
+            nodes=change.nodes or (head.nodes if head is not None else 1),
             compiled_at=change.compiled_at,
             committed_at=time.time(),
             trace=change.trace,

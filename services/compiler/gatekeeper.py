@@ -68,6 +68,11 @@ class Gatekeeper:
     def halted(self) -> int:
         return sum(bool(w.halted) for w in self._rollout.gate.waiting.values()) if self._rollout.gate else 0
 
+    @property
+    def nodes(self) -> int:
+        """How many report."""
+        return len(self._nodes)
+
     async def _follow_versions(self) -> None:
         subject = config_subject(self._group)
         async with contextlib.aclosing(self._bus.follow(CONFIG_STREAM, subject, last_only=True)) as items:

@@ -52,6 +52,8 @@ class Head:
         """Whether the stream may have another head."""
         self._noted = 0
         """The greatest sequence that was heard of."""
+        self._expected: tuple[VersionId, str] | None = None
+        """A version that is being published: nodes may have it before this compiler hears that it is stored."""
         self._contradiction: tuple[VersionId, str] | None = None
         """What a node has under the head's number: other content."""
 
@@ -63,11 +65,17 @@ class Head:
             return False
         self.seen = max(self.seen, id)
         head = self.manifest
+        if self._expected is not None and id == self._expected[0] and digest in ("", self._expected[1]):
+            return False
         if head is None or id < head.id or (id == head.id and digest in ("", head.digest)):
             return False
         self._contradiction = (id, digest)
         self._doubt = True
         return True
+
+    def expect(self, manifest: Manifest) -> None:
+        """It is about to be published. If that fails, distrust."""
+        self._expected = manifest.id, manifest.digest
 
     def note_sequence(self, sequence: int) -> bool:
         """The stream has a version at this sequence; True: it is not the one that is known."""
@@ -77,6 +85,7 @@ class Head:
     def distrust(self) -> None:
         """Look again before the next commit."""
         self._doubt = True
+        self._expected = None
 
     def lost_blobs(self) -> None:
         """The store no longer has all that the head needs."""
@@ -145,7 +154,7 @@ class Head:
         self._noted = max(self._noted, sequence)
         self.seen = max(self.seen, manifest.id)
         self.pin = Pin(manifest.pinned, self.held.rows, bundle) if manifest.pinned else None
-        self._checkpoints.committed(manifest, self.held.rows)
+        self._checkpoints.committed(manifest, sequence, self.held.rows)
 
     def _lose(self) -> None:
         if self.manifest is not None:
@@ -178,7 +187,7 @@ class Head:
         self.known = False
         self._checkpoints.adopt(manifest.checkpoint, same_history=False)
         try:
-            rows = await read.rows_of(self._bus, manifest, await read.stored(self._bus, self._group), self._ring)
+            rows = await read.newest_rows(self._bus, manifest, self._ring)
         except read.Unreadable as error:
             self._cannot_read(manifest, error)
             return

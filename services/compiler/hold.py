@@ -12,6 +12,9 @@ QUIET_SECONDS: Final = 0.002
 CEILING_SECONDS: Final = 0.05
 """... or when something has waited this long."""
 
+BETWEEN_SECONDS: Final = 0.025
+"""From one version to the next: changes that never end make 40 versions a second at most, and a single one waits for nothing."""
+
 
 async def quiet(
     arrived: Callable[[], int],

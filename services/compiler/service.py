@@ -16,7 +16,7 @@ from services.compiler.commit import Change, Committer
 from services.compiler.crashes import Crashes
 from services.compiler.engine import Engine, Output
 from services.compiler.gatekeeper import Gatekeeper
-from services.compiler.hold import quiet
+from services.compiler.hold import BETWEEN_SECONDS, quiet
 from services.compiler.keys import Keys
 from services.compiler.rollout import SOAK_SECONDS, Rollout
 from services.compiler.state import State
@@ -96,6 +96,8 @@ class Compiler:
         self._compiled_before = 0
         """What came up to this sequence is in the version that stood at the start; only counted where that matters to `_crashes`."""
         self._wake = asyncio.Event()
+        self._next_version = 0.0
+        """When it may be made, in monotonic time."""
         self._suspect = asyncio.Event()
         """The stored versions are in doubt: audit now."""
         self._causes: list[Cause] = []
@@ -221,6 +223,7 @@ class Compiler:
     async def _work(self) -> None:
         while True:
             await self._wake.wait()
+            await asyncio.sleep(self._next_version - time.monotonic())
             await quiet(lambda: self._received)
             self._wake.clear()
             try:
@@ -304,10 +307,12 @@ class Compiler:
             bundle=output.bundle,
             causes=causes,
             covers=covers,
+            nodes=self._gatekeeper.nodes,
             compiled_at=compiled,
             trace=trace,
         )
         manifest = await committer.commit(change)
+        self._next_version = time.monotonic() + BETWEEN_SECONDS
         self._causes = causes[-CAUSES_KEPT:] if committer.pinned else []
         if manifest is not None:
             tracing.record("committed", start=compiled, end=time.time(), parent=trace, attributes={"version": str(manifest.id)})

@@ -137,7 +137,7 @@ async def _alone(server: Server, payloads: Sequence[bytes], fleet: Fleet) -> Spr
 async def measure(server: Server, directory: Path, size: Size, label: str) -> list[Result]:
     names = [f"edge-{n}" for n in range(size.nodes)]
     head = f"{size.nodes:,} simulated nodes{label}"
-    async with releases(server, size.ingresses) as release:
+    async with releases(server, size.ingresses, size.nodes) as release:
         await release.first()
         began = time.time()
         async with Fleet(server, directory / "nodes", names) as fleet:

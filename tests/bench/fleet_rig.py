@@ -186,7 +186,8 @@ def cpu_seconds(pids: Sequence[int]) -> float:
 class Releases:
     """A compiler's core: engine and committer, without the waiting in between."""
 
-    def __init__(self, bus: JetStreamBus, keys: Keys, ingresses: int) -> None:
+    def __init__(self, bus: JetStreamBus, keys: Keys, ingresses: int, nodes: int) -> None:
+        self._nodes = nodes
         self._ingresses = ingresses
         self._engine: Engine = compiled(manifests(ingresses))
         self._committer = Committer(bus, GROUP, keys.group)
@@ -212,7 +213,7 @@ class Releases:
         return await self._commit(out.upsert, out.delete)
 
     async def _commit(self, upsert: dict[str, bytes], delete: tuple[str, ...]) -> Manifest:
-        change = Change(rows=self._engine.rows, upsert=upsert, delete=delete, bundle=self._engine.bundle)
+        change = Change(rows=self._engine.rows, upsert=upsert, delete=delete, bundle=self._engine.bundle, nodes=self._nodes)
         manifest = await self._committer.commit(change)
         if manifest is None:
             raise RuntimeError("a change changed nothing")
@@ -220,14 +221,14 @@ class Releases:
 
 
 @contextlib.asynccontextmanager
-async def releases(server: Server, ingresses: int) -> AsyncIterator[Releases]:
+async def releases(server: Server, ingresses: int, nodes: int) -> AsyncIterator[Releases]:
     """With the compiler's credential; nodes get their sealing keys meanwhile."""
     async with JetStreamBus(server.address("compiler"), name="bench-compiler") as bus:
         await bus.ensure()
         keys = Keys(bus, GROUP, server.seal)
         tasks = [asyncio.create_task(work) for work in keys.handing_out()]
         try:
-            yield Releases(bus, keys, ingresses)
+            yield Releases(bus, keys, ingresses, nodes)
         finally:
             for task in tasks:
                 task.cancel()

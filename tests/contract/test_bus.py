@@ -13,6 +13,7 @@ import nats.js.errors
 import pytest
 
 from services.shared.bus.jetstream import JetStreamBus, NodeBus
+from services.shared.bus.jetstream import node as node_module
 from services.shared.bus.jetstream.connection import mapped
 from services.shared.bus.port import (
     BusError,
@@ -286,6 +287,24 @@ async def test_a_node_follows_without_a_consumer(bus: JetStreamBus, node: NodeBu
     assert (await bus._connection.js.stream_info(subjects.CONFIG_STREAM)).state.consumer_count == 0
     assert [m.payload for m in await node.history(subjects.CONFIG_STREAM, subject)] == [b"1", b"2", b"3"]
     await items.aclose()
+
+
+async def test_a_node_reads_what_is_stored_as_others_do(bus: JetStreamBus, node: NodeBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, subject = subjects.CONFIG_STREAM, subjects.config_subject("x")
+    assert await node.history(stream, subject) == []
+    for n in range(25):
+        await bus.publish(subjects.config_subject("y"), b"another group's")
+        await bus.publish(subject, f"{n}".encode(), headers={"traceparent": f"t{n}"})
+    monkeypatch.setattr(node_module, "MESSAGES_AT_ONCE", 10)
+    for after, limit in ((0, 0), (20, 0), (49, 0), (50, 0), (0, 3), (30, 3)):
+        assert await node.history(stream, subject, after=after, limit=limit) == await bus.history(stream, subject, after=after, limit=limit)
+    found = await node.history(stream, subject, after=20)
+    assert [m.sequence for m in found] == list(range(22, 51, 2))
+
+    monkeypatch.setattr(node_module, "BYTES_AT_ONCE", 100)
+    assert await node.history(stream, subject) == await bus.history(stream, subject)
+    with pytest.raises(BusUnavailable, match="NOT_THERE"):
+        await node.history("NOT_THERE", subject)
 
 
 async def test_a_node_notices_that_its_stream_went_back(bus: JetStreamBus, node: NodeBus) -> None:

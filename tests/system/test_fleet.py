@@ -21,7 +21,7 @@ async def _all_have(fleet: Fleet, manifest: Manifest) -> None:
 
 
 async def test_twenty_nodes_reach_the_head_with_its_rows(tmp_path: Path) -> None:
-    async with one_server(tmp_path, NODES) as server, releases(server, 30) as release:
+    async with one_server(tmp_path, NODES) as server, releases(server, 30, len(NODES)) as release:
         await release.first()
         async with Fleet(server, tmp_path / "nodes", NODES, keep_rows=True) as fleet:
             for step in range(4):

@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msgspec
 import pytest
@@ -16,8 +17,8 @@ from services.compiler.commit import INLINE_BYTES, Committer
 from services.shared.bus.jetstream import JetStreamBus
 from services.shared.bus.port import BusUnavailable
 from services.shared.contracts.report import NodeReport
-from services.shared.contracts.subjects import CLUSTER_STREAM, CONFIG_STREAM, NODES_BUCKET, VERSIONS_KEPT, config_subject
-from services.shared.contracts.version import Manifest, VersionId
+from services.shared.contracts.subjects import CLUSTER_STREAM, CONFIG_STREAM, NODES_BUCKET, VERSIONS_KEPT, VERSIONS_STORED, config_subject
+from services.shared.contracts.version import Manifest, VersionId, decode_manifest
 from services.shared.versions import read, write
 from tests.support.nats import NatsServer
 from tests.support.sealing import ring
@@ -458,7 +459,8 @@ async def test_another_compiler_learns_of_rollback_and_release(bus: FlakyBus, co
 # --- history, checkpoints, blobs
 
 
-async def test_every_kept_version_can_be_had(bus: FlakyBus, content: Content) -> None:
+async def test_every_kept_version_can_be_had(bus: FlakyBus, content: Content, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "EVERY", 16)
     choice = random.Random(3)
     expected: dict[int, dict[str, bytes]] = {}
     for n in range(150):
@@ -521,10 +523,43 @@ async def test_a_checkpoint_that_comes_late_does_not_replace_a_newer_one(
     assert await content_of(bus, made) == content.rows
 
 
-async def test_blobs_nobody_needs_go_and_those_in_use_stay(bus: FlakyBus, content: Content) -> None:
+async def test_deltas_that_are_more_than_the_rows_make_a_checkpoint_due(bus: FlakyBus, content: Content) -> None:
+    await content.commit({"a": row("v")})
+    await content.committer.checkpoints.settle()
+    each, numbers = 200 * 1024, []  # travels inline
+    for n in range(checkpoints.ENOUGH_BYTES // each + 3):
+        made = await content.commit({"a": row(str(n) * each)})
+        assert made is not None and made.checkpoint is not None
+        numbers.append(made.checkpoint.number)
+        await content.committer.checkpoints.settle()
+    assert numbers[:5] == [1] * 5
+    assert numbers[-1] > 1
+    newest = await _head(bus)
+    assert await content_of(bus, newest) == content.rows
+
+
+async def test_a_version_that_nodes_report_before_its_acknowledgement_is_no_surprise(bus: FlakyBus, content: Content) -> None:
+    first = await content.commit({"a": row("v")})
+    assert first is not None
+    real, said = bus.publish, []
+
+    async def reported_first(subject: str, payload: bytes, **options: Any) -> int:
+        sequence = await real(subject, payload, **options)
+        manifest = decode_manifest(payload)
+        said.append(content.committer.note_node(manifest.id, manifest.digest))
+        said.append(content.committer.note_node(manifest.id, "other"))
+        return sequence
+
+    with mock.patch.object(bus, "publish", reported_first):
+        await content.commit({"a": row("w")})
+    assert said == [False, True]
+
+
+async def test_blobs_nobody_needs_go_and_those_in_use_stay(bus: FlakyBus, content: Content, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "EVERY", 16)
     orphan = await bus.put_blob(b"of a compiler that died before its manifest")
     first = content.bundle
-    for n in range(200):
+    for n in range(VERSIONS_STORED + 90):
         content.bundle = bundle(f"worker_rlimit_nofile {1024 + n % 40};") if n < 60 else first
         await content.commit({"a": row(f"v{n}")})
         await content.committer.checkpoints.settle()
@@ -533,7 +568,7 @@ async def test_blobs_nobody_needs_go_and_those_in_use_stay(bus: FlakyBus, conten
     assert orphan not in blobs
     stored = await read.stored(bus, GROUP)
     assert write.needed_blobs(stored) <= blobs
-    assert len(blobs) < 40, "those of versions long gone were deleted"
+    assert len(blobs) < 50, "those of versions long gone were deleted"
     for manifest in await read.history(bus, GROUP):
         await content_of(bus, manifest)
 

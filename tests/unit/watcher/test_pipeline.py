@@ -39,7 +39,7 @@ class SlowBus:
 
     async def ensure(self) -> None: ...
 
-    async def history(self, stream: str, subject: str, *, limit: int = 0) -> list[Message]:
+    async def history(self, stream: str, subject: str, *, after: int = 0, limit: int = 0) -> list[Message]:
         return []
 
     async def publish_many(self, messages: list[tuple[str, bytes, Mapping[str, str] | None]]) -> int:

@@ -35,7 +35,7 @@ class Stream:
         self.hold_history: asyncio.Event | None = None
         """What a reading found is delivered only then."""
 
-    async def history(self, stream: str, subject: str, *, limit: int = 0) -> list[Message]:
+    async def history(self, stream: str, subject: str, *, after: int = 0, limit: int = 0) -> list[Message]:
         found = sorted(self.messages.values(), key=lambda m: m.sequence)
         if self.hold_history is not None:
             await self.hold_history.wait()
