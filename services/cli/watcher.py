@@ -10,7 +10,7 @@ import click
 from services.cli import options
 from services.cli.errors import Stop
 from services.shared.bus.address import BusAddress
-from services.shared.flags import Flags
+from services.shared.flags import FlagError, Flags, format_flags, parse_flags
 
 
 def _accounts(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -22,6 +22,23 @@ def _accounts(_context: click.Context, _parameter: click.Parameter, values: tupl
             raise Stop(f"--enrol {value!r} is not NAMESPACE/NAME=GROUP, for example ingress-nginx/sluice-edge=default")
         found[account] = group
     return found
+
+
+def _group_flags(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for value in values:
+        group, _colon, setting = value.partition(":")
+        if not (group and setting):
+            raise Stop(f"--group-flag {value!r} is not GROUP:NAME=VALUE, for example internal:ingress-class=internal")
+        found.setdefault(group, []).append(setting)
+    return found
+
+
+def _overlaid(flags: Flags, settings: list[str]) -> Flags:
+    try:
+        return parse_flags([*format_flags(flags), *settings])
+    except FlagError as error:
+        raise Stop(str(error).replace("--set-flag", "--group-flag")) from None
 
 
 @click.command("watcher")
@@ -39,6 +56,14 @@ def _accounts(_context: click.Context, _parameter: click.Parameter, values: tupl
     help="Pods of this service account are edge nodes of GROUP and get credentials for NATS; repeatable.",
 )
 @click.option("--registrar-key", type=options.path(dir_okay=False), help="The file with the key that signs these credentials.")
+@click.option(
+    "--group-flag",
+    "group_flags",
+    multiple=True,
+    callback=_group_flags,
+    metavar="GROUP:NAME=VALUE",
+    help="What --set-flag says otherwise for a further group of nodes: its classes, and what its Ingresses' status names; repeatable.",
+)
 @options.health_port
 @options.seal_keys
 @options.bus
@@ -52,6 +77,7 @@ def command(
     name: str,
     enrol: dict[str, str],
     registrar_key: Path | None,
+    group_flags: dict[str, list[str]],
     health_port: int,
     seal_keys: Path,
     bus: BusAddress,
@@ -80,5 +106,6 @@ def command(
             seal_keys=seal_keys,
             bus=bus,
             flags=flags,
+            groups={group: _overlaid(flags, settings) for group, settings in group_flags.items()},
         )
     )

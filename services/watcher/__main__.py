@@ -59,9 +59,9 @@ async def _source(bus: Bus, options: WatcherOptions) -> AsyncIterator[tuple[Sour
         if options.registrar is not None:
             await Registrar(bus, api, options.registrar).serve()
         if flags.disable_leader_election:
-            yield KubernetesSource(api, flags), None, None  # without a leader nobody writes
+            yield KubernetesSource(api, flags, *options.groups.values()), None, None  # without a leader nobody writes
         else:
-            yield KubernetesSource(api, flags), leader, Reporting(api, bus, options)
+            yield KubernetesSource(api, flags, *options.groups.values()), leader, Reporting(api, bus, options)
     finally:
         await leader.release()
         await api.close()

@@ -22,11 +22,13 @@ def pair(reference: str) -> tuple[str, str]:
 class Namespaces:
     """Everything that the source holds in; what is in a namespace that counts out, also when a Namespace changes its labels."""
 
-    def __init__(self, flags: Flags) -> None:
+    def __init__(self, flags: Flags, *further: Flags) -> None:
+        """`further`: of other groups of nodes, which may name other objects."""
         self._only = flags.watch_namespace
         self._selector = parse_selector(flags.watch_namespace_selector) if flags.watch_namespace_selector else None
-        self._always = frozenset({Key("ConfigMap", *pair(flags.configmap)), secret_named(flags.default_ssl_certificate)})
-        self._default_service = pair(flags.default_backend_service)
+        named = [k for f in (flags, *further) for k in (Key("ConfigMap", *pair(f.configmap)), secret_named(f.default_ssl_certificate))]
+        self._always = frozenset(named)
+        self._default_services = frozenset(pair(f.default_backend_service) for f in (flags, *further) if f.default_backend_service)
         self._matching: set[str] = set()
         self._held: dict[str, dict[Key, AnyObject]] = {}
         """By namespace, only with a selector: what comes when its labels come to match."""
@@ -66,11 +68,13 @@ class Namespaces:
     def _counts(self, key: Key, obj: AnyObject | None) -> bool:
         if not key.namespace or key in self._always or self._watched(key.namespace):
             return True
-        namespace, service = self._default_service
-        if key.namespace != namespace:
-            return False
-        slice_of_it = obj is None or (isinstance(obj, EndpointSlice) and obj.metadata.labels.get(_SERVICE_NAME) == service)
-        return (key.kind, key.name) == ("Service", service) or (key.kind == "EndpointSlice" and slice_of_it)
+        return any(_belongs_to(service, key, obj) for namespace, service in self._default_services if namespace == key.namespace)
 
     def _watched(self, namespace: str) -> bool:
         return namespace == self._only if self._selector is None else namespace in self._matching
+
+
+def _belongs_to(service: str, key: Key, obj: AnyObject | None) -> bool:
+    """Whether it is this Service of its namespace, or a slice of it."""
+    slice_of_it = obj is None or (isinstance(obj, EndpointSlice) and obj.metadata.labels.get(_SERVICE_NAME) == service)
+    return (key.kind, key.name) == ("Service", service) or (key.kind == "EndpointSlice" and slice_of_it)

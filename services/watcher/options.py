@@ -37,6 +37,8 @@ class WatcherOptions(Struct, frozen=True, kw_only=True):
     name: str = "watcher"
     """The key of its report; distinct for each watcher."""
     flags: Flags = Flags()
+    groups: dict[str, Flags] = {}
+    """Further groups of nodes -> their flags: whose Ingresses get which status."""
     max_delta_bytes: int = MAX_DELTA_BYTES
     """Larger objects are refused; keep it below the server's max_payload."""
     health_port: int = 0

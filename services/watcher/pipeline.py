@@ -42,7 +42,7 @@ class Pipeline:
         self.lock = asyncio.Lock()
         self._bus = bus
         self._source = source
-        self._selection = Selection(options.flags)
+        self._selection = Selection(options.flags, *options.groups.values())
         self._keys = KeyFile(options.seal_keys)
         self._publisher = Publisher(bus, self._keys.ring, max_delta_bytes=options.max_delta_bytes)
         self._stale = False

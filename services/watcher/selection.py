@@ -30,15 +30,16 @@ from services.watcher.references import allows_cross_namespace, secret_named, se
 class Selection:
     """See the module."""
 
-    def __init__(self, flags: Flags) -> None:
+    def __init__(self, flags: Flags, *further: Flags) -> None:
+        """`further`: of other groups of nodes. What any group refers to is published; each compiler looks at what is its own."""
         self._flags = flags
-        self._namespaces = Namespaces(flags)
-        self._config_key = Key("ConfigMap", *pair(flags.configmap))
-        self._always = frozenset(key for key in [secret_named(flags.default_ssl_certificate)] if key)
+        self._namespaces = Namespaces(flags, *further)
+        self._config_keys = frozenset(Key("ConfigMap", *pair(f.configmap)) for f in (flags, *further))
+        self._always = frozenset(key for f in (flags, *further) if (key := secret_named(f.default_ssl_certificate)))
         self._secrets: dict[Key, AnyObject] = {}
         self._ingresses: dict[Key, Ingress] = {}
         self._classes: dict[Key, IngressClass] = {}
-        self._config: ConfigMap | None = None
+        self._configs: dict[Key, ConfigMap] = {}
         self._references: dict[Key, frozenset[Key]] = {}
         self._referenced = Counter(self._always)
         self._stand_in = implicit_class(flags)
@@ -59,8 +60,8 @@ class Selection:
                 touched |= self._refer(key, self._of_ingress(key))
             elif key.kind == "IngressClass":
                 _put(self._classes, key, obj)
-            elif key == self._config_key:
-                touched |= self._configure(obj if isinstance(obj, ConfigMap) else None)
+            elif key in self._config_keys:
+                touched |= self._configure(key, obj if isinstance(obj, ConfigMap) else None)
         for key in touched:
             out[key] = self._secrets.get(key) if self._referenced[key] > 0 else None
         out.update(self._class_changes(out))
@@ -70,7 +71,7 @@ class Selection:
 
     def _of_ingress(self, key: Key) -> frozenset[Key]:
         ingress = self._ingresses.get(key)
-        return secrets_of_ingress(ingress, cross_namespace=allows_cross_namespace(self._config)) if ingress else frozenset()
+        return secrets_of_ingress(ingress, cross_namespace=self._across()) if ingress else frozenset()
 
     def _refer(self, source: Key, new: frozenset[Key]) -> frozenset[Key]:
         """Count references from one object; returns the Secrets concerned."""
@@ -84,14 +85,18 @@ class Selection:
                 del self._referenced[key]
         return old ^ new
 
-    def _configure(self, config: ConfigMap | None) -> set[Key]:
-        """Take the controller's ConfigMap into account; returns the Secrets concerned."""
-        before = allows_cross_namespace(self._config)
-        self._config = config
-        touched = set(self._refer(self._config_key, secrets_of_config(config)))
-        if allows_cross_namespace(config) != before:
-            for key in self._ingresses:
-                touched |= self._refer(key, self._of_ingress(key))
+    def _across(self) -> bool:
+        """Whether some group's Ingresses may refer to Secrets of other namespaces."""
+        return any(allows_cross_namespace(self._configs.get(key)) for key in self._config_keys)
+
+    def _configure(self, key: Key, config: ConfigMap | None) -> set[Key]:
+        """Take a group's ConfigMap into account; returns the Secrets concerned."""
+        before = self._across()
+        _put(self._configs, key, config)
+        touched = set(self._refer(key, secrets_of_config(config)))
+        if self._across() != before:
+            for ingress in self._ingresses:
+                touched |= self._refer(ingress, self._of_ingress(ingress))
         return touched
 
     # --- the implicit IngressClass

@@ -81,6 +81,12 @@ def workloads(rendered: list[Object]) -> list[Object]:
     return [o for o in rendered if o["kind"] in ("Deployment", "DaemonSet", "StatefulSet", "Job")]
 
 
+def service_of(obj: Object) -> str:
+    """Its component, whatever the group of nodes."""
+    name, _, group = component(obj).partition("-")
+    return name if name in ("compiler", "controller") else f"{name}-{group}".removesuffix("-")
+
+
 def component(obj: Object) -> str:
     name: str = obj["metadata"]["labels"]["app.kubernetes.io/component"]
     return name

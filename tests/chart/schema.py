@@ -84,6 +84,7 @@ def build() -> str:
     for service in OWN:
         _add(schema["properties"], [service, "image", "registry"])
         _add(schema["properties"], [service, "image", "repository"])
+    schema["properties"]["groups"] = {"type": ["object", "null"], "additionalProperties": {"$ref": "#/properties/controller"}}
     head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "Values of the Sluice chart"}
     properties = [f"{json.dumps(name)}: {json.dumps(inner)}" for name, inner in sorted(schema.pop("properties").items())]
     rest = json.dumps(head | schema)

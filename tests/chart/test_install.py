@@ -23,6 +23,8 @@ from tests.support.pods import Network, Pod, Pods
 pytestmark = [pytest.mark.nats, pytest.mark.nginx, pytest.mark.cluster]
 
 NAME: Final = "ingress-nginx"
+INTERNAL: Final = {"ingressClassResource": {"controllerValue": "example.com/internal"}, "rollout": {"canaryNodes": ["edge-c"]}}
+"""A second group of nodes."""
 
 
 class Release:
@@ -32,7 +34,7 @@ class Release:
         self.kube = kube
         self.api = api
         self.pods = pods
-        self.rendered = render(None, CHART / "examples" / "edge-nodes.yaml", release=NAME, namespace=NAME)
+        self.rendered = render({"groups": {"internal": INTERNAL}}, CHART / "examples" / "edge-nodes.yaml", release=NAME, namespace=NAME)
         self.edge: list[Pod] = []
         self.others: list[Pod] = []
 
@@ -51,11 +53,12 @@ class Release:
         await self.job(f"{NAME}-admission-create")
         nats = f"{NAME}-nats-0"
         await self.pods.run(self.workload("StatefulSet", f"{NAME}-nats"), name=nats, names=(f"{nats}.{NAME}-nats.{NAME}.svc",))
-        for service in ("watcher", "watcher", "compiler", "compiler", "webhook"):
+        for service in ("watcher", "watcher", "compiler", "compiler", "compiler-internal", "webhook"):
             self.others.append(await self.pods.run(self.workload("Deployment", f"{NAME}-{service}")))
         for node in ("edge-a", "edge-b"):
             self.edge.append(await self.pods.run(self.workload("DaemonSet", f"{NAME}-controller"), node=node))
-        for pod in (*self.others, *self.edge):
+        self.internal = await self.pods.run(self.workload("DaemonSet", f"{NAME}-controller-internal"), node="edge-c")
+        for pod in (*self.others, *self.edge, self.internal):
             await self.until_ready(pod)
         await self._endpoint(self.others[-1])
         await self.kube.apply(*(o for o in self.rendered if o["kind"] == "ValidatingWebhookConfiguration"))
@@ -151,12 +154,37 @@ async def test_an_installed_release_serves_and_an_edge_pod_that_ends_loses_nothi
         said = await kube.kubectl("apply", "-f", "-", text=text, check=False)
         assert "limit-rps" in said and "denied the request" in said
 
+        await _another_group_serves_its_own_class(release)
         await _retires_without_a_failure(release, address, ports["web"])
 
         before = (await kube.kubectl("get", "secrets", "-n", NAME, "-o", "jsonpath={.items[*].metadata.resourceVersion}")).split()
         await release.job(f"{NAME}-keys")
         after = (await kube.kubectl("get", "secrets", "-n", NAME, "-o", "jsonpath={.items[*].metadata.resourceVersion}")).split()
         assert before == after, "an upgrade leaves what is right"
+
+
+async def _another_group_serves_its_own_class(release: Release) -> None:
+    kube = release.kube
+    own = ingress("inside", {"inside.example.com": {"/": "web"}})
+    own["spec"]["ingressClassName"] = "internal"
+    await kube.apply(own)
+    async with asyncio.timeout(30):
+        while await get(release.internal, "inside.example.com") != 200:
+            await asyncio.sleep(0.1)
+    assert await get(release.internal) == 404
+    assert [await get(pod, "inside.example.com") for pod in release.edge] == [404, 404]
+
+    service = f"{NAME}-controller-internal"
+    address = await kube.kubectl("get", "service", service, "-n", NAME, "-o", "jsonpath={.spec.clusterIP}")
+    path = "jsonpath={.status.loadBalancer.ingress[*].ip}"
+    async with asyncio.timeout(30):
+        while await kube.kubectl("get", "ingress", "inside", "-o", path) != address:
+            await asyncio.sleep(0.2)
+    assert await kube.kubectl("get", "ingress", "web", "-o", path) != address
+
+    own["metadata"]["annotations"] = {"nginx.ingress.kubernetes.io/limit-rps": "many"}
+    said = await kube.kubectl("apply", "-f", "-", text=msgspec.json.encode(own).decode(), check=False)
+    assert "limit-rps" in said and "denied the request" in said
 
 
 async def _retires_without_a_failure(release: Release, address: str, port: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.chart.helm import CHART, KUBERNETES, Object, component, objects, pod_of, render_text, run, workloads
+from tests.chart.helm import CHART, KUBERNETES, Object, component, objects, pod_of, render_text, run, service_of, workloads
 
 TOKENS = {"watcher", "keys", "admission-webhook"}
 """Components that speak to the API server."""
@@ -102,7 +102,7 @@ def test_no_container_may_more_than_it_needs(rendered: list[Object]) -> None:
             assert context["readOnlyRootFilesystem"] is True
             assert context["seccompProfile"] == {"type": "RuntimeDefault"}
             assert context["capabilities"]["drop"] == ["ALL"]
-            assert context["capabilities"].get("add", []) == (["NET_BIND_SERVICE"] if component(workload) == "controller" else [])
+            assert context["capabilities"].get("add", []) == (["NET_BIND_SERVICE"] if service_of(workload) == "controller" else [])
 
 
 def test_init_containers_of_the_edge_only_hand_over_a_directory(rendered: list[Object]) -> None:
@@ -115,7 +115,7 @@ def test_init_containers_of_the_edge_only_hand_over_a_directory(rendered: list[O
 def test_probes_ask_the_health_port(rendered: list[Object]) -> None:
     paths = {"watcher": "/readyz", "compiler": "/readyz", "webhook": "/healthz", "controller": "/readyz"}
     for workload in workloads(rendered):
-        if component(workload) not in paths:
+        if service_of(workload) not in paths:
             continue
         (container,) = pod_of(workload)["containers"]
         arguments = container["args"]
@@ -123,7 +123,7 @@ def test_probes_ask_the_health_port(rendered: list[Object]) -> None:
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         live, ready = container["livenessProbe"]["httpGet"], container["readinessProbe"]["httpGet"]
         assert [ports.get(p["port"], p["port"]) for p in (live, ready)] == [health, health]
-        assert (live["path"], ready["path"]) == ("/healthz", paths[component(workload)])
+        assert (live["path"], ready["path"]) == ("/healthz", paths[service_of(workload)])
 
 
 def test_every_mount_has_its_volume_and_every_volume_its_mount(rendered: list[Object]) -> None:
@@ -140,7 +140,7 @@ def secrets_of(workload: Object) -> set[str]:
 
 
 def test_each_service_has_its_own_credential_and_keys_only(rendered: list[Object]) -> None:
-    names = {component(w): secrets_of(w) for w in workloads(rendered) if secrets_of(w)}
+    names = {service_of(w): secrets_of(w) for w in workloads(rendered) if secrets_of(w)}
     full = next(iter(names["watcher"])).partition("-nats-watcher")[0].removesuffix("-seal")
     expected = {
         "watcher": {f"{full}-nats-watcher", f"{full}-seal"},

@@ -289,6 +289,20 @@ async def test_a_node_follows_without_a_consumer(bus: JetStreamBus, node: NodeBu
     await items.aclose()
 
 
+async def test_what_is_told_is_stored_in_order(bus: JetStreamBus, server: NatsServer) -> None:
+    subject = subjects.applied_subject("n")
+    for n in range(20):
+        await bus.tell(subject, f"{n}".encode())
+    await bus.publish(subject, b"20")
+    assert [m.payload for m in await bus.history(subjects.APPLIED_STREAM, subject)] == [f"{n}".encode() for n in range(21)]
+    with pytest.raises(TooLarge):
+        await bus.tell(subject, b"x" * ((8 << 20) + 1))
+    server.kill()
+    await asyncio.sleep(0.5)
+    with pytest.raises(BusUnavailable):
+        await bus.tell(subject, b"nobody hears")
+
+
 async def test_a_node_reads_what_is_stored_as_others_do(bus: JetStreamBus, node: NodeBus, monkeypatch: pytest.MonkeyPatch) -> None:
     stream, subject = subjects.CONFIG_STREAM, subjects.config_subject("x")
     assert await node.history(stream, subject) == []

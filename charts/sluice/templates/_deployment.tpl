@@ -9,7 +9,7 @@ A dict of `root`, `name` (the service), `values`, `arguments` (YAML list), `volu
 apiVersion: apps/v1
 kind: Deployment
 metadata:
-  {{- include "sluice.metadata" (list $root .name (printf "%s-%s" (include "sluice.fullname" $root) .name)) | nindent 2 }}
+  {{- include "sluice.metadata" (list $root .name (include "sluice.service.name" .)) | nindent 2 }}
   {{- with $values.annotations }}
   annotations:
     {{- toYaml . | nindent 4 }}
@@ -89,6 +89,11 @@ spec:
       {{- include "sluice.placement" (list $root .name $values) | nindent 6 }}
 {{- end -}}
 
+{{/* A dict of `root`, `name`: what its objects are called. */}}
+{{- define "sluice.service.name" -}}
+{{- printf "%s-%s" (include "sluice.fullname" .root) (include "sluice.component" (list .root .name)) -}}
+{{- end -}}
+
 {{/* A dict of `root`, `name`, `values`: its disruption budget, where there is something to keep. */}}
 {{- define "sluice.budget" -}}
 {{- $replicas := ternary .values.autoscaling.minReplicas .values.replicaCount .values.autoscaling.enabled -}}
@@ -96,7 +101,7 @@ spec:
 apiVersion: policy/v1
 kind: PodDisruptionBudget
 metadata:
-  {{- include "sluice.metadata" (list .root .name (printf "%s-%s" (include "sluice.fullname" .root) .name)) | nindent 2 }}
+  {{- include "sluice.metadata" (list .root .name (include "sluice.service.name" .)) | nindent 2 }}
 spec:
   minAvailable: {{ .values.minAvailable }}
   selector:
@@ -111,12 +116,12 @@ spec:
 apiVersion: autoscaling/v2
 kind: HorizontalPodAutoscaler
 metadata:
-  {{- include "sluice.metadata" (list .root .name (printf "%s-%s" (include "sluice.fullname" .root) .name)) | nindent 2 }}
+  {{- include "sluice.metadata" (list .root .name (include "sluice.service.name" .)) | nindent 2 }}
 spec:
   scaleTargetRef:
     apiVersion: apps/v1
     kind: Deployment
-    name: {{ include "sluice.fullname" .root }}-{{ .name }}
+    name: {{ include "sluice.service.name" . }}
   minReplicas: {{ .values.autoscaling.minReplicas }}
   maxReplicas: {{ .values.autoscaling.maxReplicas }}
   metrics:

@@ -28,8 +28,8 @@
 {{- with $v.healthCheckHost }}{{ $_ := set $f "healthz-host" (dict "value" . "from" "controller.healthCheckHost") }}{{ end -}}
 {{- with $v.maxmindLicenseKey }}{{ $_ := set $f "maxmind-license-key" (dict "value" . "from" "controller.maxmindLicenseKey") }}{{ end -}}
 {{- if $v.metrics.enabled }}{{ $_ := set $f "enable-metrics" (dict "value" "true" "from" "controller.metrics.enabled") }}{{ end -}}
-{{- if .Values.tcp }}{{ $_ := set $f "tcp-services-configmap" (dict "value" (printf "%s/%s-tcp" (default $ns $v.tcp.configMapNamespace) (include "sluice.fullname" .)) "from" "tcp") }}{{ end -}}
-{{- if .Values.udp }}{{ $_ := set $f "udp-services-configmap" (dict "value" (printf "%s/%s-udp" (default $ns $v.udp.configMapNamespace) (include "sluice.fullname" .)) "from" "udp") }}{{ end -}}
+{{- if .Values.tcp }}{{ $_ := set $f "tcp-services-configmap" (dict "value" (printf "%s/%s-tcp" (default $ns $v.tcp.configMapNamespace) (include "sluice.edge.fullname" .)) "from" "tcp") }}{{ end -}}
+{{- if .Values.udp }}{{ $_ := set $f "udp-services-configmap" (dict "value" (printf "%s/%s-udp" (default $ns $v.udp.configMapNamespace) (include "sluice.edge.fullname" .)) "from" "udp") }}{{ end -}}
 {{- if .Values.defaultBackend.enabled }}{{ $_ := set $f "default-backend-service" (dict "value" (printf "%s/%s" $ns (include "sluice.defaultBackend" .)) "from" "defaultBackend.enabled") }}{{ end -}}
 {{- if $v.scope.enabled }}{{ $_ := set $f "watch-namespace" (dict "value" (default $ns $v.scope.namespace) "from" "controller.scope.namespace") }}
 {{- else if $v.scope.namespaceSelector }}{{ $_ := set $f "watch-namespace-selector" (dict "value" $v.scope.namespaceSelector "from" "controller.scope.namespaceSelector") }}{{ end -}}

@@ -86,7 +86,7 @@
 {{- $root := index . 0 -}}
 app.kubernetes.io/name: {{ include "sluice.name" $root }}
 app.kubernetes.io/instance: {{ $root.Release.Name }}
-app.kubernetes.io/component: {{ index . 1 }}
+app.kubernetes.io/component: {{ include "sluice.component" . }}
 {{- end -}}
 
 {{/* (root, component): labels of its objects. */}}

@@ -5,6 +5,7 @@
 {{- include "sluice.refuse.images" . -}}
 {{- include "sluice.refuse.edge" . -}}
 {{- include "sluice.refuse.rest" . -}}
+{{- include "sluice.refuse.groups" . -}}
 {{- end -}}
 
 {{- define "sluice.refuse.flags" -}}
@@ -98,4 +99,28 @@
 {{- if ne (dir $admission.certificate) (dir $admission.key) -}}
 {{- fail "controller.admissionWebhooks.certificate and .key must be in one directory: one Secret is mounted there" -}}
 {{- end -}}
+{{- end -}}
+
+{{- define "sluice.refuse.groups" -}}
+{{- $seen := dict .Values.controller.ingressClassResource.controllerValue "controller" -}}
+{{- range $group, $own := .Values.groups -}}
+{{- if or (not (regexMatch "^[a-z0-9]([-a-z0-9]{0,18}[a-z0-9])?$" $group)) (eq $group $.Values.controller.group) -}}
+{{- fail (printf "groups.%s: a group's name has at most 20 of a-z, 0-9 and -, and is not controller.group (%s)" $group $.Values.controller.group) -}}
+{{- end -}}
+{{- $class := default dict (get (default dict $own) "ingressClassResource") -}}
+{{- if not $class.controllerValue -}}
+{{- fail (printf "groups.%s.ingressClassResource.controllerValue must say which IngressClasses are its own, for example example.com/%s" $group $group) -}}
+{{- end -}}
+{{- if hasKey $seen $class.controllerValue -}}
+{{- fail (printf "groups.%s.ingressClassResource.controllerValue %s is that of %s already: each Ingress belongs to one group" $group $class.controllerValue (get $seen $class.controllerValue)) -}}
+{{- end -}}
+{{- $_ := set $seen $class.controllerValue (printf "groups.%s" $group) -}}
+{{- end -}}
+{{- include "sluice.eachFurtherGroup" (list . "sluice.refuse.group" "") -}}
+{{- end -}}
+
+{{/* What the first group may not say, others may not either. */}}
+{{- define "sluice.refuse.group" -}}
+{{- include "sluice.refuse.flags" . -}}
+{{- include "sluice.refuse.edge" . -}}
 {{- end -}}

@@ -101,6 +101,10 @@ class Bus(Protocol):
         """
         ...
 
+    async def tell(self, subject: str, payload: bytes) -> None:
+        """Publish without hearing whether it was stored: for what is said again soon. Raises TooLarge, BusUnavailable."""
+        ...
+
     async def publish_many(self, messages: list[tuple[str, bytes, Mapping[str, str] | None]]) -> int:
         """Store many messages in order, pipelined; returns the last sequence. Raises like `publish`; a prefix may be stored."""
         ...

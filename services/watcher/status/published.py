@@ -42,8 +42,12 @@ Form = TypeVar("Form")
 class Addresses:
     """`now` is what they should be; None: nothing says, and statuses stay as they are."""
 
-    def __init__(self, api: Api, bus: Bus, flags: Flags, namespace: str) -> None:
-        """`namespace`: of the pods that edge nodes are named after, where they are not named after Nodes."""
+    def __init__(self, api: Api, bus: Bus, flags: Flags, namespace: str, has: Callable[[str], bool]) -> None:
+        """`namespace`: of the pods that edge nodes are named after, where they are not named after Nodes.
+
+        `has`: whether nodes that report this group count.
+        """
+        self._has = has
         self._api = api
         self._bus = bus
         self._flags = flags
@@ -96,7 +100,7 @@ class Addresses:
             except (ValueError, msgspec.DecodeError):
                 continue
             # The key, not what the report says of itself: no node can speak for another.
-            if report.ready and _NAME.fullmatch(name):
+            if report.ready and self._has(report.group) and _NAME.fullmatch(name):
                 ready.append(name)
         self._nodes = {name: found for name, found in self._nodes.items() if name in ready and found[1] > now}
         for name in ready:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Final
 
 from services.shared.bus.port import Bus
+from services.shared.flags import Flags
 from services.shared.kube.client import Api, KubeError
 from services.shared.telemetry.lifecycle import until
 from services.shared.telemetry.logs import get_logger
@@ -25,31 +26,56 @@ AGAIN_SECONDS: Final = 5.0
 
 
 class Reporting:
-    """See the module."""
+    """See the module. Of all groups of nodes: each has its own classes and addresses."""
 
     def __init__(self, api: Api, bus: Bus, options: WatcherOptions) -> None:
-        flags = options.flags
+        further = options.groups
+        self._groups = [
+            _Group(api, bus, options, options.flags, lambda group: group not in further),
+            *(_Group(api, bus, options, flags, name.__eq__) for name, flags in further.items()),
+        ]
+
+    def note(self, changes: ObjectChanges) -> None:
+        """Everything that is published, whether this watcher leads or not."""
+        for group in self._groups:
+            group.note(changes)
+
+    async def follow(self) -> None:
+        """For ever, whether this watcher leads or not."""
+        await until(asyncio.Event(), *(group.follow() for group in self._groups))
+
+    async def run(self) -> None:
+        """For ever; cancelled when leadership ends."""
+        await until(asyncio.Event(), *(work for group in self._groups for work in group.work()))
+
+    async def clear(self) -> None:
+        """The last watcher is shut down."""
+        for group in self._groups:
+            await group.clear()
+
+
+class _Group:
+    """What is said to the API server of one group's Ingresses."""
+
+    def __init__(self, api: Api, bus: Bus, options: WatcherOptions, flags: Flags, has: Callable[[str], bool]) -> None:
+        """`has`: whether nodes that name this group are its own."""
         self._ours = OurIngresses(flags)
-        self._status = StatusWriter(api, flags, self._ours, Addresses(api, bus, flags, options.election_namespace))
+        self._status = StatusWriter(api, flags, self._ours, Addresses(api, bus, flags, options.election_namespace, has))
         self._events = EventWriter(api, self._ours, options.name)
         self._news = News(bus, self._ours, self._events.say)
 
     def note(self, changes: ObjectChanges) -> None:
-        """Everything that is published, whether this watcher leads or not."""
         for key, obj in changes.items():
             for affected in self._ours.note(key, obj):
                 self._status.note(affected)
 
     async def follow(self) -> None:
-        """For ever, whether this watcher leads or not."""
         await _always("news", self._news.follow)
 
-    async def run(self) -> None:
-        """For ever; cancelled when leadership ends."""
-        await until(asyncio.Event(), _always("status", self._status.run), _always("events", self._events.run))
+    def work(self) -> tuple[Coroutine[None, None, None], ...]:
+        return _always("status", self._status.run), _always("events", self._events.run)
 
     async def clear(self) -> None:
-        """The last watcher is shut down."""
         with contextlib.suppress(KubeError):  # what cannot be taken away stays
             await self._status.clear()
 

@@ -148,3 +148,28 @@ def test_a_class_stands_in_until_the_source_has_one() -> None:
     assert selection.apply(gone(own)) == {key_of(own): None, CLASS: first}
     assert selection.apply(put(taken)) == {CLASS: taken}
     assert selection.apply(gone(taken)) == {CLASS: first}
+
+
+def test_what_a_further_group_refers_to_is_published_too() -> None:
+    further = Flags(configmap="ingress-nginx/internal", default_ssl_certificate="ingress-nginx/inside")
+    selection = Selection(Flags(), further)
+    own, theirs, plain = secret("inside", "ingress-nginx"), secret("dh", "ingress-nginx"), secret("plain", "ingress-nginx")
+    config = ConfigMap(metadata=meta("internal", "ingress-nginx"), data={"ssl-dh-param": "ingress-nginx/dh"})
+
+    assert published(selection, put(own, theirs, plain, config)) == {key_of(own), key_of(theirs), key_of(config)}
+    assert published(selection, gone(config)) == set()
+    assert selection.apply(put(theirs)) == {key_of(theirs): None}
+
+
+def test_secrets_of_other_namespaces_are_published_while_any_group_allows_them() -> None:
+    further = Flags(configmap="ingress-nginx/internal")
+    selection = Selection(Flags(), further)
+    theirs, ing = secret("users", "other"), ingress("a", auth_secret="other/users")
+    names = ("internal", "ingress-nginx-controller")
+    first, second = (ConfigMap(metadata=meta(n, "ingress-nginx"), data={"allow-cross-namespace-resources": "true"}) for n in names)
+
+    assert key_of(theirs) not in published(selection, put(theirs, ing))
+    assert key_of(theirs) in published(selection, put(first))
+    assert selection.apply(put(second)) == {key_of(second): second}
+    assert key_of(theirs) not in selection.apply(gone(first))
+    assert selection.apply(gone(second)) == {key_of(second): None, key_of(theirs): None}

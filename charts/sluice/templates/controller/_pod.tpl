@@ -16,7 +16,7 @@ metadata:
     {{- toYaml . | nindent 4 }}
   {{- end }}
 spec:
-  serviceAccountName: {{ include "sluice.fullname" . }}-edge
+  serviceAccountName: {{ include "sluice.edge.account" . }}
   automountServiceAccountToken: false
   enableServiceLinks: false
   {{- include "sluice.imagePullSecrets" . | nindent 2 }}

@@ -11,6 +11,7 @@
 {{/* Without a Service or addresses to publish, those of the Nodes that edge pods run on go to Ingress status. */}}
 {{- define "sluice.publishesNodes" -}}
 {{- if not (or (include "sluice.flagValue" (list . "publish-service")) (include "sluice.flagValue" (list . "publish-status-address"))) }}yes{{ end -}}
+{{- include "sluice.eachFurtherGroup" (list . "sluice.publishesNodes" "") | trim -}}
 {{- end -}}
 
 {{/* What only some flags need. */}}

@@ -106,6 +106,11 @@ class JetStreamBus(Bus):
                 raise BusUnavailable(f"no stream takes {subject}") from error
         return ack.seq
 
+    async def tell(self, subject: str, payload: bytes) -> None:
+        self._check(payload)
+        with mapped():
+            await self._connection.client.publish(subject, payload)
+
     async def publish_many(self, messages: list[tuple[str, bytes, Mapping[str, str] | None]]) -> int:
         last = 0
         with mapped():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from collections.abc import Collection as Places
 from typing import Final
 
@@ -29,11 +29,11 @@ PATIENCE: Final = 0.4
 class KubernetesSource:
     """See the module."""
 
-    def __init__(self, api: Api, flags: Flags) -> None:
+    def __init__(self, api: Api, flags: Flags, *further: Flags) -> None:
         self._api = api
         self._changes: dict[Key, AnyObject | None] = {}
         self._news = asyncio.Event()
-        self._reflectors = [Reflector(api, c, self._take) for c in collections(flags)]
+        self._reflectors = [Reflector(api, c, self._take) for c in collections(flags, *further)]
 
     @property
     def name(self) -> str:
@@ -110,24 +110,24 @@ async def _until_caught_up(reflector: Reflector, patience: float) -> None:
         pause = min(pause * 2, longest)
 
 
-def collections(flags: Flags) -> list[Collection]:
-    """What must be watched: all that these flags let in, and nothing else."""
-    namespace = flags.watch_namespace
-    found = [Collection(kind=kind, namespace=namespace) for kind in WATCHED]
-    other, _, name = flags.configmap.partition("/")
-    found.append(Collection(kind="ConfigMap", namespace=other, name=name))
+def collections(flags: Flags, *further: Flags) -> list[Collection]:
+    """What must be watched: all that these flags let in, and nothing else. `further`: of other groups of nodes."""
+    found = [Collection(kind=kind, namespace=flags.watch_namespace) for kind in WATCHED]
     if flags.watch_namespace_selector:
         found.append(Collection(kind="Namespace"))
-    if not namespace:
-        return found
-    for kind, reference in (
-        ("Secret", flags.default_ssl_certificate),
-        ("Service", flags.default_backend_service),
-    ):
-        other, _, name = reference.partition("/")
-        if name and other != namespace:
-            found.append(Collection(kind=kind, namespace=other, name=name))
-    other, _, name = flags.default_backend_service.partition("/")
-    if name and other != namespace:
-        found.append(Collection(kind="EndpointSlice", namespace=other))
-    return found
+    found += [named for f in (flags, *further) for named in _named(f, flags.watch_namespace)]
+    return list(dict.fromkeys(found))
+
+
+def _named(flags: Flags, watched: str) -> Iterator[Collection]:
+    """What flags name, where it is not `watched` with everything else (empty: all namespaces are)."""
+    namespace, _, name = flags.configmap.partition("/")
+    yield Collection(kind="ConfigMap", namespace=namespace, name=name)
+    if not watched:
+        return
+    for kind, reference in (("Secret", flags.default_ssl_certificate), ("Service", flags.default_backend_service)):
+        namespace, _, name = reference.partition("/")
+        if name and namespace != watched:
+            yield Collection(kind=kind, namespace=namespace, name=name)
+            if kind == "Service":
+                yield Collection(kind="EndpointSlice", namespace=namespace)

@@ -24,8 +24,8 @@ class Reports:
         self.of: dict[str, bytes] = {}
         self.away = False
 
-    def put(self, node: str, *, ready: bool = True, claims: str = "") -> None:
-        self.of[token(node)] = msgspec.json.encode(NodeReport(node=claims or node, group="default", at=0.0, ready=ready))
+    def put(self, node: str, *, ready: bool = True, claims: str = "", group: str = "default") -> None:
+        self.of[token(node)] = msgspec.json.encode(NodeReport(node=claims or node, group=group, at=0.0, ready=ready))
 
     async def entries(self, bucket: str) -> dict[str, bytes]:
         assert bucket == "nodes"
@@ -35,11 +35,22 @@ class Reports:
 
 
 def addresses(api: FakeApi, reports: Reports, **flags: Any) -> Addresses:
-    return Addresses(api, reports, Flags(**flags), "edge")  # type: ignore[arg-type]  # what it uses of them
+    return Addresses(api, reports, Flags(**flags), "edge", "default".__eq__)  # type: ignore[arg-type]  # what it uses of them
 
 
 def node(api: FakeApi, name: str, *found: tuple[str, str]) -> None:
     api.put(f"/api/v1/nodes/{name}", {"status": {"addresses": [{"type": t, "address": a} for t, a in found]}})
+
+
+async def test_nodes_of_another_group_do_not_count() -> None:
+    api, reports = FakeApi(), Reports()
+    for n, group in ((1, "default"), (2, "internal")):
+        node(api, f"n{n}", ("ExternalIP", f"203.0.113.{n}"))
+        reports.put(f"n{n}", group=group)
+    for n, group in ((1, "default"), (2, "internal")):
+        found = Addresses(api, reports, Flags(), "edge", group.__eq__)  # type: ignore[arg-type]  # what it uses of them
+        await found.look()
+        assert found.now == ({"ip": f"203.0.113.{n}"},)
 
 
 async def test_nodes_that_edge_nodes_or_their_pods_are_named_after() -> None:
