@@ -82,6 +82,8 @@ class Watcher:
         self._stops: list[Callable[[], Awaitable[None]]] = []
         self._wake = asyncio.Event()
         self._report_now = asyncio.Event()
+        self._synced = False
+        """Whether that has been said."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop`."""
@@ -115,7 +117,8 @@ class Watcher:
     async def _work(self) -> None:
         await self._retrying(self._pipeline.begin)
         await self._retrying(self._first_round)
-        log.info("synced" if self._pipeline.synced else "waiting for the source", epoch=self._pipeline.epoch, **self._pipeline.counts)
+        if not self._pipeline.synced:
+            log.info("waiting for the source", epoch=self._pipeline.epoch)
         if self._pipeline.leading:
             await self._retrying(self._serve)
         election = (self._election.run(self._won, self._lost),) if self._election is not None else ()
@@ -134,6 +137,7 @@ class Watcher:
 
     async def _lost(self) -> None:
         self._pipeline.stand_by()
+        self._synced = False
         await self._stop_writing()
         await self._stop_serving()
 
@@ -151,7 +155,14 @@ class Watcher:
     async def _first_round(self) -> None:
         async with self._pipeline.lock:
             await self._pipeline.round(None, mark=True)
+        self._say_whether_synced()
         self._report_now.set()
+
+    def _say_whether_synced(self) -> None:
+        """Once for each time that this watcher leads."""
+        if self._pipeline.synced and not self._synced:
+            self._synced = True
+            log.info("synced", epoch=self._pipeline.epoch, **self._pipeline.counts)
 
     async def _retrying(self, attempt: Callable[[], Awaitable[None]]) -> None:
         """Until the bus takes it."""
@@ -199,6 +210,7 @@ class Watcher:
         self._wake.clear()
         self._hinted, self._everything = set(), False
         again = await self._pipeline.round(paths, observed_at=observed_at)
+        self._say_whether_synced()
         if not again and not self._wake.is_set():
             self._hinted_at = 0.0
         self._report_now.set()

@@ -68,32 +68,41 @@ class Decider:
             problem = Problem(reason=Reason.INVALID_OBJECT, field="metadata", message="holds text that is not Unicode (a lone surrogate)")
             return Decision(answer=AdmissionAnswer(allowed=False, problems=(problem,)), by="rule")
         try:
-            return Decision(answer=await self._ask(payload), by="compiler")
+            answers = await self._ask(payload, f"{review.namespace}/{review.name}")
         except TooLarge:
             problem = Problem(
                 reason=Reason.TOO_LARGE, field="metadata", message=f"the object has {len(payload)} bytes, more than the bus takes"
             )
             return Decision(answer=AdmissionAnswer(allowed=False, problems=(problem,)), by="rule")
-        except (NoAnswer, BusUnavailable) as error:
-            log.warning("the compiler is silent, local checks only", error=error, ingress=f"{review.namespace}/{review.name}")
-        except msgspec.MsgspecError as error:
-            log.error("the compiler's answer cannot be read, local checks only", error=error)
-        return Decision(answer=self._local_checks(obj), by="local", notes=(SKIPPED,))
+        if len(answers) == len(self._groups):
+            return Decision(answer=_together(answers), by="compiler")
+        return Decision(answer=_together([*answers, self._local_checks(obj)]), by="local", notes=(SKIPPED,))
 
-    async def _ask(self, payload: bytes) -> AdmissionAnswer:
-        if not self._bus.connected:
-            raise BusUnavailable("not connected")
+    async def _ask(self, payload: bytes, ingress: str) -> list[AdmissionAnswer]:
+        """What the groups say; nothing of one whose compilers are silent, or not understood. Raises TooLarge."""
         started = time.time()
         # The trace of a question begins here; the compiler's part hangs under it.
         headers = {tracing.HEADER: tracing.record("asked", start=started, end=started)}
         subject = functools.partial(subjects.of_group, subjects.ASK_COMPILER_ADMIT)
-        asking = (self._bus.request(subject(g), payload, timeout=self._deadline_seconds, headers=headers) for g in self._groups)
-        answers = [_decode(answer) for answer in await asyncio.gather(*asking)]
-        return answers[0] if len(answers) == 1 else _together(answers)
+
+        async def ask(group: str) -> AdmissionAnswer | None:
+            try:
+                if not self._bus.connected:
+                    raise BusUnavailable("not connected")
+                return _decode(await self._bus.request(subject(group), payload, timeout=self._deadline_seconds, headers=headers))
+            except (NoAnswer, BusUnavailable) as error:
+                log.warning("a compiler is silent, local checks only", group=group, error=error, ingress=ingress)
+            except msgspec.MsgspecError as error:
+                log.error("a compiler's answer cannot be read, local checks only", group=group, error=error, ingress=ingress)
+            return None
+
+        return [answer for answer in await asyncio.gather(*map(ask, self._groups)) if answer is not None]
 
 
 def _together(answers: Sequence[AdmissionAnswer]) -> AdmissionAnswer:
     """Each group speaks of its own classes; what several say is said once."""
+    if len(answers) == 1:
+        return answers[0]
     return AdmissionAnswer(
         allowed=all(a.allowed for a in answers),
         problems=tuple(dict.fromkeys(p for a in answers for p in a.problems)),
