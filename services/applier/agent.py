@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from services.applier.control import Control, Generation
-from services.applier.decide import Decision, composed, decide, introduced
+from services.applier.decide import Decision, decide
 from services.applier.gate import check_bundle
 from services.applier.guard import inline_rows, malformed, too_large, unnamed
 from services.applier.install import Installed, Installer, failpoint, made_of
@@ -23,13 +23,12 @@ from services.applier.live import Live
 from services.applier.nginx import Nginx, worker_user
 from services.applier.nodeconf import NodeSettings, prepare_node, required_tables_bytes
 from services.applier.options import ApplierOptions
-from services.applier.rollout import held_back
+from services.applier.policies import Policies
 from services.applier.rows import Split
 from services.applier.store import Spoiled, Store, Stored
 from services.applier.watch import CRASH_SECONDS, CRASHES, Watch
 from services.shared.bus.port import Bus
-from services.shared.contracts.rollout import Gate
-from services.shared.contracts.version import Manifest, PolicyBundle, VersionId, bundle_digest
+from services.shared.contracts.version import Manifest, VersionId
 from services.shared.sealing.ring import KeyRing
 from services.shared.telemetry.logs import get_logger
 from services.shared.versions.read import Unreadable, bundle_of
@@ -80,17 +79,9 @@ class Agent:
         self._installer = Installer(self.store, self.nginx, self.control)
         self.manifest: Manifest | None = None
         """The newest version taken; its rows are `live.target`'s."""
-        self._bundle = PolicyBundle(policies=())
-        """Of the newest version taken."""
-        self._bundle_digest = ""
-        self._loaded = PolicyBundle(policies=())
-        """What nginx runs."""
-        self._before = PolicyBundle(policies=())
-        """What it ran before the last installation."""
+        self.policies = Policies(options.node)
+        """A gate that is heard of is looked at by the next `tick`."""
         self._made_of = ""
-        self.gate: Gate | None = None
-        """What the rollout lets in; set when it is heard of, and looked at by the next `tick`."""
-        self.refused: dict[str, str] = {}
         self.generation = 0
         """That nginx runs; 0: none that this applier knows."""
         self.foreign = False
@@ -124,23 +115,11 @@ class Agent:
     def deferred(self) -> dict[str, str]:
         return self.live.deferred
 
-    @property
-    def held(self) -> frozenset[str]:
-        """Policies of the newest version that the rollout does not let in here yet. A node that runs nothing takes everything."""
-        if self.manifest is None or not self.manifest.staged or not self._loaded.policies:
-            return frozenset()
-        return held_back(self._bundle, self._bundle_digest, self._loaded, self.gate, self._options.node)
-
-    @property
-    def unloaded(self) -> frozenset[str]:
-        """Policies of the newest version that nginx does not run, the refused ones aside."""
-        return introduced(self._bundle, self._loaded) - self.refused.keys()
-
     def lacks(self, manifest: Manifest) -> bool:
         """Whether this version has not been taken: it is newer, or what was read from the disk lacks policies that were not loaded then."""
         if manifest.id != self.replica.id:
             return manifest.id > self.replica.id
-        return manifest.digest == self.replica.digest and manifest.policy_digest != self._bundle_digest
+        return manifest.digest == self.replica.digest and manifest.policy_digest != self.policies.digest
 
     # --- start
 
@@ -165,8 +144,7 @@ class Agent:
 
     def _believe(self, stored: Stored) -> None:
         """Take a generation for what nginx runs, or will once it is started."""
-        self._bundle, self._bundle_digest = stored.bundle, bundle_digest(stored.bundle)
-        self._loaded = self._before = stored.bundle
+        self.policies.believe(stored.bundle)
         self._made_of = stored.made.of
         self.settings = replace(self.settings, tables_bytes=stored.made.tables_bytes)
         self.live.restore(stored)
@@ -197,8 +175,7 @@ class Agent:
     async def _leave_alone(self, running: Generation | None) -> None:
         """The disk has nothing to serve from; what runs, if anything does, goes on."""
         self.generation = 0
-        self._bundle, self._bundle_digest = PolicyBundle(policies=()), ""
-        self._loaded = self._before = PolicyBundle(policies=())
+        self.policies.forget()
         self.live.forget()
         self.foreign = running is not None
         if running is not None:
@@ -261,10 +238,11 @@ class Agent:
     async def _fetch(self, manifest: Manifest) -> str:
         """Bring bundle and rows of a version here, verified; empty, or why not (nothing has changed then)."""
         try:
-            bundle = await bundle_of(self._bus, manifest) if manifest.policy_digest != self._bundle_digest else self._bundle
+            known = self.policies.newest
+            bundle = await bundle_of(self._bus, manifest) if manifest.policy_digest != self.policies.digest else known
             failpoint("fetched")
             refused: dict[str, str] = {}
-            if bundle is not self._bundle:
+            if bundle is not known:
                 errors = check_bundle(bundle)
                 if any(e.scope != "location" for e in errors):
                     return f"version {manifest.id} is refused: {errors[0].scope} policy: {errors[0].words}"
@@ -273,8 +251,7 @@ class Agent:
         except (Unreadable, msgspec.DecodeError) as error:
             return f"version {manifest.id} cannot be read: {error}"
         if not words:
-            self._bundle, self._bundle_digest = bundle, manifest.policy_digest
-            self.refused |= refused
+            self.policies.take(bundle, manifest.policy_digest, refused)
         return words and f"version {manifest.id} is refused: {words}"
 
     async def _move(self, manifest: Manifest) -> str:
@@ -296,16 +273,11 @@ class Agent:
         self.live.behind.update(move.upsert, move.delete)
         return ""
 
-    @property
-    def _locations(self) -> frozenset[str]:
-        """Policies that rows may name."""
-        return frozenset(p.hash for p in self._loaded.policies if p.scope == "location") - self.refused.keys()
-
     def _decide(self) -> Decision:
         return decide(
-            bundle=self._bundle,
-            loaded=self._loaded,
-            refused=self.refused.keys() | self.held,
+            bundle=self.policies.newest,
+            loaded=self.policies.loaded,
+            refused=self.policies.refused.keys() | self.policies.held(self.manifest),
             tables_wanted=self._wanted_tables(),
             tables_bytes=self.settings.tables_bytes,
             settings_changed=bool(self.generation) and self._settings_changed,
@@ -328,16 +300,14 @@ class Agent:
 
     async def _reload(self, cause: str, phases: Phases | None) -> bool:
         """Install the newest version's policies, as far as they are let in; whether nginx took them."""
-        bundle = self._installable()
+        policies = self.policies
+        bundle = policies.installable(policies.held(self.manifest), self.live.named_policies)
         self.settings = replace(self.settings, tables_bytes=max(self.settings.tables_bytes, self._wanted_tables()))
-        wanted = frozenset(p.hash for p in bundle.policies if p.scope == "location") - self.refused.keys()
-        rows, header = self.live.after(self._plan(wanted))
+        rows, header = self.live.after(self._plan(policies.nameable(bundle)))
         first = not self.nginx.pid
         self._next_reload = time.monotonic() + RELOAD_SECONDS
-        stand_in = PolicyBundle(policies=self._loaded.policies + self._before.policies)
-        installed = await self._installer.install(self.settings, bundle, stand_in, header, rows, self.refused)
-        known = {p.hash for p in self._bundle.policies}
-        self.refused = {h: w for h, w in installed.refused.items() if h in known}
+        installed = await self._installer.install(self.settings, bundle, policies.stand_in, header, rows, policies.refused)
+        policies.judged(installed.refused)
         self.last_reload_ok = installed.ok
         if phases is not None:
             phases.tested_at = installed.tested_at or phases.tested_at
@@ -353,35 +323,26 @@ class Agent:
         await self._installed(installed)
         return True
 
-    def _installable(self) -> PolicyBundle:
-        """What is let in of the newest version's policies, and those that rows which are live still name: some of them may have to wait."""
-        bundle = composed(self._bundle, self._loaded, self.held) or self._loaded
-        have = {p.hash for p in bundle.policies}
-        known = {p.hash: p for p in (*self._before.policies, *self._loaded.policies) if p.scope == "location"}
-        spare = known.keys() - have - self.refused.keys()
-        kept = spare & self.live.named_policies() if spare else set[str]()
-        return PolicyBundle(policies=(*bundle.policies, *(known[h] for h in sorted(kept))))
-
     async def _installed(self, installed: Installed) -> None:
         self.last_reload_at = time.time()
-        self._before, self._loaded = self._loaded, installed.bundle
+        self.policies.installed(installed.bundle)
         self._made_of, self.generation, self.foreign = installed.made_of, installed.generation, False
-        self.live.installed(installed.generation, introduced(self._loaded, self._before) if self._before.policies else frozenset())
+        self.live.installed(installed.generation, self.policies.fresh)
         self.watch.crashes.installed(time.monotonic())
-        for policy, words in self.refused.items():
+        for policy, words in self.policies.refused.items():
             self.fail(f"policy {policy}: {words}")
         await self.live.align()
 
     async def _undo_installation(self) -> None:
         """Workers crash since the last installation: go back to the policies before it, and refuse those that it brought."""
         words = f"nginx workers crashed more than {CRASHES} times in {CRASH_SECONDS:g} s after it was loaded"
-        fresh = introduced(self._loaded, self._before) if self._before.policies else frozenset[str]()
+        fresh = self.policies.fresh
         self.watch.crashes.installed(time.monotonic())
         if not fresh:
             self.fail("nginx workers crash; the last installation brought no new policy to go back from")
             return
         log.error("nginx workers crash; going back", policies=sorted(fresh))
-        self.refused |= dict.fromkeys(fresh, words)
+        self.policies.refused |= dict.fromkeys(fresh, words)
         self.live.undo()
         await self._reload("revert", None)
         await self._push_ready(None)
@@ -390,11 +351,11 @@ class Agent:
 
     def _plan(self, loaded: frozenset[str]) -> Split:
         pinned = bool(self.manifest and self.manifest.pinned)
-        return self.live.plan(loaded, self.refused, time.monotonic(), pinned=pinned)
+        return self.live.plan(loaded, self.policies.refused, time.monotonic(), pinned=pinned)
 
     async def _push_ready(self, phases: Phases | None, *, keep_previous: bool = False) -> None:
         """Push every row that differs from what is live and whose policies are loaded."""
-        parts = self._plan(self._locations)
+        parts = self._plan(self.policies.locations)
         self.live.deferred = parts.deferred
         if not self.generation:
             return
@@ -434,7 +395,7 @@ class Agent:
         if self.watch.crashes.loop(now):
             await self._undo_installation()
         decision = self._decide()
-        if decision.reload and self._bundle.policies and now >= self._next_reload:
+        if decision.reload and self.policies.newest.policies and now >= self._next_reload:
             phases = Phases(received_at=self.manifest.committed_at if self.manifest else time.time())
             await self._reload(decision.reload, phases)
             await self._push_ready(phases, keep_previous=True)

@@ -132,7 +132,7 @@ class _Collector:
         yield version
         yield GaugeMetricFamily("sluice_head_version_number", "The newest version seen", value=agent.head.number)
         yield GaugeMetricFamily("sluice_deferred_rows", "Rows that wait for a policy", value=len(agent.deferred))
-        yield GaugeMetricFamily("sluice_refused_policies", "Policies that nginx refused", value=len(agent.refused))
+        yield GaugeMetricFamily("sluice_refused_policies", "Policies that nginx refused", value=len(agent.policies.refused))
         yield GaugeMetricFamily("sluice_rows", "Rows in shared memory", value=len(agent.live.rows))
         yield GaugeMetricFamily("sluice_table_memory_bytes", "Size of the rows' shared memory", value=agent.settings.tables_bytes)
         used = sum(len(k) + len(v) for k, v in agent.live.rows.items())

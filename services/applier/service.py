@@ -99,7 +99,7 @@ class Applier:
 
     def _note_gate(self, gate: Gate) -> None:
         """It may let something in."""
-        self._agent.gate, self._due = gate, 0.0
+        self._agent.policies.gate, self._due = gate, 0.0
         self._work.put_nowait(None)
 
     def _retry_now(self) -> None:
