@@ -14,15 +14,17 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from services.compiler import naming
+from services.compiler.accepted import Accepted
 from services.compiler.backends import Users, affinity_of, lower_backend
+from services.compiler.canaries import Canaries
 from services.compiler.certificates import Certificate, certificate_of
 from services.compiler.configmap import parse_settings
 from services.compiler.crashes import Crashes, Suspect, failpoint, suspect_of
 from services.compiler.graph import Graph, Place
-from services.compiler.hosts import CanaryEdge, LoweredHost, lower_host
-from services.compiler.ingresses import CATCH_ALL, BackendRef, ReadIngress, in_order, read_ingress
+from services.compiler.hosts import LoweredHost, lower_host
+from services.compiler.ingresses import CATCH_ALL, BackendRef, ReadIngress, read_ingress
 from services.compiler.ir import LocationPolicy
-from services.compiler.locations import FIRST_PORT, without_policy
+from services.compiler.locations import FIRST_PORT
 from services.compiler.policies import policy_of, render_bundle
 from services.compiler.settings import GlobalSettings
 from services.compiler.tables import Tables
@@ -30,7 +32,7 @@ from services.compiler.world import World
 from services.shared.checks.classes import is_ours
 from services.shared.contracts.delta import Delta
 from services.shared.contracts.objects import ConfigMap, EndpointSlice, Ingress, Key, Secret
-from services.shared.contracts.problem import Problem, Reason, Verdict
+from services.shared.contracts.problem import Problem, Verdict
 from services.shared.contracts.tables import CertificateRow, FileRow, Row, SettingsRow, TLSNameRow
 from services.shared.contracts.version import PolicyBundle
 from services.shared.flags import Flags
@@ -68,16 +70,12 @@ class Engine:
         self._any_address = any_address
         self._tables = Tables()
         self._names = naming.Names()
-        self._edges: dict[BackendRef, dict[str, list[CanaryEdge]]] = {}
-        self._canary_of: dict[BackendRef, set[BackendRef]] = {}
+        self._canaries = Canaries()
         self._policies: Counter[LocationPolicy] = Counter()
         self._bundle = PolicyBundle(policies=())
-        self._good: dict[Place, list[ReadIngress]] = {}
-        """The last accepted reads of each Ingress, newest last, at most two: a policy of the newest may yet be refused."""
+        self._forms = Accepted()
         self._own_problems: dict[Key, tuple[Problem, ...]] = {}
         self._accepted: dict[Key, bool] = {}
-        self._quarantined: dict[Place, tuple[str, Problem]] = {}
-        """Ingress -> (the refused policy, the problem). Ends when the Ingress changes."""
         self._left_alone: dict[Place, Problem] = {}
         """Ingresses that compilers died of."""
         self._before: dict[Place, Ingress] = {}
@@ -229,20 +227,10 @@ class Engine:
         failpoint("read", (rule.host for rule in form.spec.rules))
         read = read_ingress(form, self.settings)
         self._crashes.done()
-        good = self._good.setdefault(place, [])
-        if place in self._quarantined and (not good or good[-1] != read):
-            del self._quarantined[place]
-        if read.rejected:
-            effective = good[-1] if good else None
-        else:
-            if not good or good[-1] != read:
-                good.append(read)
-                del good[:-2]
-            effective = self._unless_quarantined(place, good)
         self._own_problems[key] = read.problems
         self._accepted[key] = not read.rejected
         self._dirty_verdicts.add(key)
-        self._take_effect(place, effective)
+        self._take_effect(place, self._forms.take(place, read))
 
     def _form(self, place: Place, found: Ingress, suspect: Suspect) -> Ingress | None:
         """What to compile of it: itself, or what stands while it is left alone."""
@@ -257,22 +245,13 @@ class Engine:
         """Those that have not been compiled in this form yet."""
         return (self._tried[place] for i in ingresses if (place := (i.namespace, i.name)) in self._tried)
 
-    def _unless_quarantined(self, place: Place, good: list[ReadIngress]) -> ReadIngress:
-        """The newest accepted form; the one before while nginx refuses a policy of it; closed where there is none before."""
-        if place not in self._quarantined:
-            return good[-1]
-        if len(good) > 1:
-            return good[0]
-        return replace(good[-1], denied=True, settings=without_policy(good[-1].settings))
-
     def _take_effect(self, place: Place, read: ReadIngress | None) -> None:
         hosts, backends = self.graph.put(place, read)
         self._dirty_hosts |= hosts
         self._dirty_backends |= backends
 
     def _forget(self, place: Place, key: Key) -> None:
-        self._good.pop(place, None)
-        self._quarantined.pop(place, None)
+        self._forms.forget(place)
         self._left_alone.pop(place, None)
         self._crashes.forget(*place)
         self._own_problems.pop(key, None)
@@ -317,7 +296,7 @@ class Engine:
             self.hosts.pop(host, None)
         self._count_policies(before, after)
         self._dirty_backends |= self.graph.need(host, _needs(before), _needs(after))
-        self._write_edges(host, before, after)
+        self._dirty_backends |= self._canaries.moved(host, before.edges if before else (), after.edges if after else ())
         self._tables.put(f"h/{host}", after.row if after else None)
         self._write_material(host, before, after)
         self._names.claim(host, after.aliases if after else (), after.owner if after else None, exists=after is not None)
@@ -335,19 +314,6 @@ class Engine:
         for location in after.locations if after else ():
             self._bundle_dirty |= location.policy not in self._policies
             self._policies[location.policy] += 1
-
-    def _write_edges(self, host: str, before: LoweredHost | None, after: LoweredHost | None) -> None:
-        old, new = before.edges if before else (), after.edges if after else ()
-        if old == new:
-            return
-        for edge in old:
-            self._edges.get(edge.primary, {}).pop(host, None)
-        for edge in new:
-            mine = self._edges.setdefault(edge.primary, {}).setdefault(host, [])
-            mine.append(edge)
-        for edge in (*old, *new):
-            self._dirty_backends |= {edge.primary, edge.canary}
-            self._canary_of.setdefault(edge.canary, set()).add(edge.primary)
 
     def _write_material(self, host: str, before: LoweredHost | None, after: LoweredHost | None) -> None:
         """Certificates and files of a host."""
@@ -376,24 +342,15 @@ class Engine:
         if self._all_dirty:
             dirty = dirty | self.graph.all_needed()
         self._dirty_backends = set()
-        dirty |= {edge.canary for ref in dirty for edges in self._edges.get(ref, {}).values() for edge in edges}
+        dirty |= self._canaries.of(dirty)
         for ref in sorted(dirty):
             self._lower_backend(ref)
             yield
 
-    def edges_of(self, ref: BackendRef) -> list[CanaryEdge]:
-        """Its canaries, those of the oldest Ingress first."""
-        edges = [e for mine in self._edges.get(ref, {}).values() for e in mine]
-        order = {i.ref: n for n, i in enumerate(in_order(list({e.ingress.ref: e.ingress for e in edges}.values())))}
-        return sorted(edges, key=lambda e: (order[e.ingress.ref], e.canary.key))
-
     def _users(self, ref: BackendRef) -> Users:
-        primary = None
-        for candidate in sorted(self._canary_of.get(ref, ())):
-            if any(e.canary == ref for e in self.edges_of(candidate)):
-                primary = affinity_of(candidate, Users(ingresses=self.graph.of_backend(candidate), edges=[]))
-                break
-        return Users(ingresses=self.graph.of_backend(ref), edges=self.edges_of(ref), primary=primary)
+        primary = self._canaries.primary_of(ref)
+        affinity = affinity_of(primary, Users(ingresses=self.graph.of_backend(primary), edges=[])) if primary is not None else None
+        return Users(ingresses=self.graph.of_backend(ref), edges=self._canaries.beside(ref), primary=affinity)
 
     def _lower_backend(self, ref: BackendRef) -> None:
         row = None
@@ -416,13 +373,11 @@ class Engine:
             for host in sorted(self.graph.hosts_of(read)):
                 lowered = self.hosts.get(host)
                 problems += [p for ref, p in (lowered.problems if lowered else ()) if ref == read.ref]
-        if place in self._quarantined and key.kind == "Ingress":
-            problems.append(self._quarantined[place][1])
-        if place in self._left_alone and key.kind == "Ingress":
-            problems.append(self._left_alone[place])
+        withheld = [p for p in (self._forms.problem(place), self._left_alone.get(place)) if p] if key.kind == "Ingress" else []
+        problems += withheld
         if not problems:
             return None
-        accepted = self._accepted.get(key, True) and place not in self._quarantined and place not in self._left_alone
+        accepted = self._accepted.get(key, True) and not withheld
         unique = tuple(dict.fromkeys(problems))
         return Verdict(kind=key.kind, namespace=key.namespace, name=key.name, accepted=accepted, problems=unique)
 
@@ -445,22 +400,14 @@ class Engine:
                 if location.route.policy == policy_hash and location.ingress is not None:
                     culprits[location.ingress.ref] = location.ingress
         for ref, ingress in sorted(culprits.items()):
-            place = (ingress.namespace, ingress.name)
-            if self._quarantined.get(place, ("",))[0] == policy_hash:
-                del culprits[ref]  # nodes repeat their reports; this one waits to be compiled, or cannot do without the policy
-                continue
-            self._quarantined[place] = (policy_hash, _refused(ingress, words))
-            self._dirty_ingresses.add(place)
+            if self._forms.quarantine(ingress, policy_hash, words):
+                self._dirty_ingresses.add((ingress.namespace, ingress.name))
+            else:
+                del culprits[ref]  # nodes repeat their reports
         return sorted(culprits)
 
     def uses_policy(self, policy_hash: str) -> bool:
         return any(policy_of(p, self.settings).hash == policy_hash for p in self._policies)
-
-
-def _refused(ingress: ReadIngress, words: str) -> Problem:
-    snippet = bool(ingress.settings.configuration_snippet)
-    field = "metadata.annotations[nginx.ingress.kubernetes.io/configuration-snippet]" if snippet else "metadata.annotations"
-    return Problem(reason=Reason.REFUSED_BY_NGINX, field=field, message=f"nginx refuses what it makes: {words}; its last good form stays")
 
 
 def _service_ref(flag: str) -> BackendRef | None:
