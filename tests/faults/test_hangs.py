@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.backends import backends
 from tests.support.clients import steady
-from tests.support.faults import Proxy, strace
+from tests.support.faults import Proxy, disk_of, strace
 from tests.support.node import one_node, running
 from tests.support.objects import ingress, many, service
 from tests.support.reviews import answer, review
@@ -21,7 +21,7 @@ from tests.support.up import SluiceUp, get
 
 pytestmark = [pytest.mark.nats, pytest.mark.nginx]
 
-SERVICES = ["watcher", "compiler", "webhook", "node-0"]
+SERVICES = ["nats", "watcher", "compiler", "webhook", "node-0"]
 
 
 async def test_services_that_hang_are_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -39,6 +39,24 @@ async def test_services_that_hang_are_replaced_and_nothing_is_lost(tmp_path: Pat
         assert tally.failures == []
         assert {get(port, "more.example.com")[0] for port in up.http} == {200}
         assert "after it hung" in up.log.read_text()
+
+
+def test_nats_stores_again_once_a_full_disk_has_room(tmp_path: Path) -> None:
+    """nats-server itself goes on refusing what it could not write once."""
+    with disk_of("90m") as disk, backends("web") as ports, SluiceUp(tmp_path, nodes=1, state=disk / "state") as up:
+        up.write("all.yaml", many(*service("web", [ports["web"]]), ingress("web", {"web.example.com": {"/": "web"}})))
+        up.wait()
+        filler = disk / "filler"
+        with filler.open("wb") as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(1 << 16))
+                file.flush()
+        up.write("more.yaml", many(ingress("more", {"more.example.com": {"/": "web"}})))
+        time.sleep(3)
+        assert (get(up.http[0], "web.example.com")[0], get(up.http[0], "more.example.com")[0]) == (200, 404)
+        filler.unlink()
+        up.until(lambda: get(up.http[0], "more.example.com")[0] == 200, 60)
+        up.wait()
 
 
 def test_a_slow_compiler_leaves_admission_its_local_checks(tmp_path: Path) -> None:

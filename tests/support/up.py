@@ -55,9 +55,10 @@ class SluiceUp:
         arguments: tuple[str, ...] = (),
         environment: dict[str, str] | None = None,
         kubeconfig: Path | None = None,
+        state: Path | None = None,
     ) -> None:
         self._kubeconfig = kubeconfig
-        self.state = directory / "state"
+        self.state = state or directory / "state"
         self.manifests = directory / "manifests"
         self.manifests.mkdir(parents=True, exist_ok=True)
         self.nodes = nodes
@@ -123,7 +124,8 @@ class SluiceUp:
                 self.stop()
         finally:
             for process in self.processes():
-                process.kill()
+                with contextlib.suppress(psutil.Error):  # it may have ended by itself
+                    process.kill()
 
     def processes(self) -> list[psutil.Process]:
         """Everything that runs from this state directory: services, nats-server, nginx masters and their workers."""

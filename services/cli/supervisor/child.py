@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import http.client
 import os
 import random
 import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -27,6 +29,7 @@ FIRST_BEAT_SECONDS: Final = 60.0
 LOOK_SECONDS: Final = 1.0
 LOOP_EXITS: Final = 3
 """So many short lives in a row are called a crash loop."""
+ANSWER_SECONDS: Final = 2.0
 TAIL_LINES: Final = 3
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -43,6 +46,8 @@ class Spec(Struct, frozen=True, kw_only=True):
     """In addition to the supervisor's own."""
     beat: Path | None = None
     """A file that the process touches once a second; it is killed when it has not for `HANG_SECONDS`. None: it is not watched."""
+    health: str = ""
+    """A URL on this machine that is asked instead; anything but 200 counts as silence."""
     death_signal: int = signal.SIGTERM
     """What the kernel sends when the supervisor dies without a word. SIGKILL for an applier: its nginx then goes on serving."""
 
@@ -76,6 +81,7 @@ class Child:
         self._started = started
         self._ended = ended
         self._process: subprocess.Popen[bytes] | None = None
+        self._answers = 0
         self._ending = asyncio.Event()
         self._gone = asyncio.Event()
         self._gone.set()
@@ -133,7 +139,8 @@ class Child:
         self.pid = self._process.pid
         self.lives += 1
         self._started(self.spec.name, self.pid)
-        watching = asyncio.create_task(self._watch(self._process)) if self.spec.beat is not None else None
+        watched = self.spec.beat is not None or self.spec.health
+        watching = asyncio.create_task(self._watch(self._process)) if watched else None
         try:
             await _exited(self._process)
         finally:
@@ -147,15 +154,22 @@ class Child:
 
     async def _watch(self, process: subprocess.Popen[bytes]) -> None:
         """Ends by killing the process: its event loop no longer comes round. Only this process's own clock counts."""
-        beat, loop = self.spec.beat, asyncio.get_running_loop()
-        last, since, looks, limit = _touched(beat), loop.time(), 0, FIRST_BEAT_SECONDS
+        loop = asyncio.get_running_loop()
+        last, since, looks, limit = await self._sign_of_life(), loop.time(), 0, FIRST_BEAT_SECONDS
         while loop.time() - since < limit or looks < limit / LOOK_SECONDS / 2:
             await asyncio.sleep(LOOK_SECONDS)
-            touched = _touched(beat)
-            if touched != last:
-                last, since, looks, limit = touched, loop.time(), 0, HANG_SECONDS
+            sign = await self._sign_of_life()
+            if sign != last:
+                last, since, looks, limit = sign, loop.time(), 0, HANG_SECONDS
             looks += 1  # a supervisor that was stopped itself finds all clocks advanced
         process.kill()
+
+    async def _sign_of_life(self) -> int:
+        """Another value whenever there was one."""
+        if self.spec.health:
+            self._answers += await asyncio.to_thread(_answers, self.spec.health)
+            return self._answers
+        return _touched(self.spec.beat)
 
     def _tail(self) -> str:
         try:
@@ -172,6 +186,14 @@ def _touched(file: Path | None) -> int:
         return file.stat().st_mtime_ns if file is not None else 0
     except OSError:
         return 0
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=ANSWER_SECONDS) as answer:  # noqa: S310 - the supervisor's own
+            return bool(answer.status == http.HTTPStatus.OK)
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 def backoff_seconds(short_lives: int, share: float) -> float:

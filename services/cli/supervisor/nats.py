@@ -52,6 +52,11 @@ def _port(file: Path) -> int:
     return port
 
 
+def health_url(state: StateDirectory) -> str:
+    """200 while the server works and can store."""
+    return f"http://127.0.0.1:{int((state.nats / 'monitor-port').read_text())}/healthz"
+
+
 def _issue(state: StateDirectory, authority: Authority, nodes: Sequence[str], group: str) -> None:
     state.credentials.mkdir(exist_ok=True, mode=0o700)
     for role in ROLES:
@@ -67,6 +72,7 @@ def _issue(state: StateDirectory, authority: Authority, nodes: Sequence[str], gr
 def configuration(state: StateDirectory, port: int, authority: Authority) -> str:
     return (
         f'listen: "127.0.0.1:{port}"\n'
+        f'http: "127.0.0.1:{_port(state.nats / "monitor-port")}"\n'
         "server_name: sluice\n"
         f"max_payload: {MAX_PAYLOAD}\n"
         f'tls {{ cert_file: "{state.nats / "tls.crt"}", key_file: "{state.nats / "tls.key"}", timeout: 5 }}\n'

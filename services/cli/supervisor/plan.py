@@ -79,7 +79,7 @@ def _source(options: UpOptions) -> list[str]:
     return ["--kubeconfig", str(options.kubeconfig), *context, "--name", f"watcher-{socket.gethostname()}"]
 
 
-def specs(options: UpOptions, nats_binary: str, nats_url: str) -> list[Spec]:
+def specs(options: UpOptions, nats_binary: str, nats_url: str, nats_health: str) -> list[Spec]:
     """In the order of starting; they wait for each other by themselves."""
     state = options.state
     flags = [part for setting in format_flags(options.flags) for part in ("--set-flag", setting)]
@@ -99,7 +99,8 @@ def specs(options: UpOptions, nats_binary: str, nats_url: str) -> list[Spec]:
             death_signal=signal.SIGKILL if name == "applier" else signal.SIGTERM,
         )
 
-    nats = Spec(name="nats", argv=(nats_binary, "-c", str(state.nats / "nats.conf")), log=state.logs / "nats.log")
+    configured = str(state.nats / "nats.conf")
+    nats = Spec(name="nats", argv=(nats_binary, "-c", configured), log=state.logs / "nats.log", health=nats_health)
     appliers = [
         service(
             "applier",

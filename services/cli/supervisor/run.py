@@ -113,7 +113,9 @@ class Supervisor:
 
     async def _serve(self, stop: asyncio.Event) -> None:
         binary = preflight.nats_binary() or "nats-server"
-        work: list[Coroutine[None, None, None]] = [self._live(spec) for spec in plan.specs(self._options, binary, self._url)]
+        work: list[Coroutine[None, None, None]] = [
+            self._live(spec) for spec in plan.specs(self._options, binary, self._url, nats.health_url(self._state))
+        ]
         work += [self._until_ready(), logfiles.keep_bounded(self._state)]
         tasks: set[asyncio.Task[None]] = {asyncio.create_task(c) for c in work}
         stopping = asyncio.create_task(_set(stop))
