@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from services.applier.control import Control, Generation
 from services.applier.decide import Decision, decide
 from services.applier.gate import check_bundle
-from services.applier.guard import inline_rows, malformed, too_large, unnamed
+from services.applier.guard import Malformed, look, too_large, unnamed
 from services.applier.install import Installed, Installer, failpoint, made_of
 from services.applier.live import Live
 from services.applier.nginx import Nginx, worker_user
@@ -256,20 +256,16 @@ class Agent:
 
     async def _move(self, manifest: Manifest) -> str:
         """Move the rows; empty, or what is wrong with them (they stay as they were then)."""
-        words = malformed(inline_rows(manifest).items()) or unnamed(manifest.delta.delete if manifest.delta else ())
+        words = unnamed(manifest.delta.delete if manifest.delta else ())
         if words:
             return words
         held = self.replica
         if (manifest.id, manifest.digest) == (held.id, held.digest):
             return ""
-        move = held.inline(manifest)
-        if move is None:
-            moved = Replica(self.ring, held.id, held.digest, held.rows)
-            move = await moved.fetch(self._bus, manifest)
-            words = malformed(move.upsert.items())
-            if words:
-                return words
-            self.live.target = moved
+        try:
+            move = held.inline(manifest, look) or await held.fetch(self._bus, manifest, look)
+        except Malformed as error:
+            return str(error)
         self.live.behind.update(move.upsert, move.delete)
         return ""
 

@@ -64,25 +64,25 @@ def shrinks(hosts: int, gone: int) -> bool:
     return hosts > SHRINK_FROM and 2 * gone > hosts
 
 
-def malformed(rows: Iterable[tuple[str, bytes]]) -> str:
-    """The first thing among rows that must reach neither disk nor nginx; empty: nothing.
+class Malformed(Exception):
+    """Rows that must reach neither disk nor nginx. The message says which, and why."""
 
-    Keys and rows are lines of files and pushes; an `f/` key is the name of a file.
-    """
-    for key, row in rows:
+
+def look(rows: Mapping[str, bytes]) -> None:
+    """Raises Malformed. Keys and rows are lines of files and pushes; an `f/` key is the name of a file. What was sealed is open here."""
+    for key, row in rows.items():
         if not _KEY.fullmatch(key):
-            return f"a row's key has control characters, or none at all: {key[:80]!r}"
+            raise Malformed(f"a row's key has control characters, or none at all: {key[:80]!r}")
         if key.startswith(("n/", "p:")):
-            return f"row {key[:80]!r} is of a kind that only the node itself writes"
+            raise Malformed(f"row {key[:80]!r} is of a kind that only the node itself writes")
         if b"\n" in row or b"\r" in row:
-            return f"row {key[:80]!r} is not of one line"
+            raise Malformed(f"row {key[:80]!r} is not of one line")
         if key.startswith("f/") and not _is_file(key, row):
-            return f"row {key[:80]!r} is not the file that its name says"
-    return ""
+            raise Malformed(f"row {key[:80]!r} is not the file that its name says")
 
 
 def unnamed(keys: Iterable[str]) -> str:
-    """`malformed` for keys that are deleted."""
+    """`look` for keys that are deleted: what is wrong with one; empty: nothing."""
     bad = next((k for k in keys if not _KEY.fullmatch(k)), None)
     return "" if bad is None else f"a deleted row's key has control characters, or none at all: {bad[:80]!r}"
 
@@ -94,7 +94,3 @@ def _is_file(key: str, row: bytes) -> bool:
     except msgspec.DecodeError:
         return False
     return named is not None and content is not None and hashlib.sha256(content.encode()).hexdigest() == named[1]
-
-
-def inline_rows(manifest: Manifest) -> Mapping[str, bytes]:
-    return {k: bytes(v) for k, v in manifest.delta.upsert.items()} if manifest.delta else {}

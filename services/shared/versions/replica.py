@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from msgspec import Struct
@@ -12,6 +13,13 @@ from services.shared.sealing.ring import KeyRing
 from services.shared.versions.read import Unreadable, difference, digest_of, newest_rows, opened
 
 NOTHING: Final = VersionId(0, 0)
+
+
+Look = Callable[[Mapping[str, bytes]], None]
+
+
+def unseen(rows: Mapping[str, bytes]) -> None:
+    """A `Look` that trusts who made them."""
 
 
 class Move(Struct, frozen=True, kw_only=True):
@@ -50,8 +58,11 @@ class Replica:
     def row_bytes(self) -> int:
         return self._tables.row_bytes
 
-    def inline(self, manifest: Manifest) -> Move | None:
-        """Move by the manifest's own delta; None where it does not fit what is held, or its digest does not come out."""
+    def inline(self, manifest: Manifest, look: Look = unseen) -> Move | None:
+        """Move by the manifest's own delta; None where it does not fit what is held, or its digest does not come out.
+
+        `look` sees the new rows, opened, before they are taken; what it raises comes out, and nothing has changed then.
+        """
         if manifest.delta is None or manifest.parent != self.digest or not self.digest:
             return None
         try:
@@ -66,6 +77,7 @@ class Replica:
             tables.add(key, row)
         if tables.hex != manifest.tables_digest or manifest.digest != version_digest(manifest.policy_digest, tables.hex):
             return None
+        look(upsert)
         replaced = {k: self.rows.get(k) for k in touched}
         for key in manifest.delta.delete:
             self.rows.pop(key, None)
@@ -73,10 +85,11 @@ class Replica:
         self._take(manifest, tables)
         return Move(upsert=upsert, delete=manifest.delta.delete, replaced=replaced)
 
-    async def fetch(self, bus: Bus, manifest: Manifest) -> Move:
-        """Move by checkpoint and deltas. Raises Unreadable, and what the bus raises; nothing has changed then."""
+    async def fetch(self, bus: Bus, manifest: Manifest, look: Look = unseen) -> Move:
+        """Move by checkpoint and deltas. Raises Unreadable, what the bus raises, and what `look` does; nothing has changed then."""
         rows = await newest_rows(bus, manifest, self._ring)
         upsert, delete = difference(self.rows, rows)
+        look(upsert)
         replaced = {k: self.rows.get(k) for k in (*upsert, *delete)}
         self.rows = rows
         self._take(manifest, digest_of(rows))
