@@ -27,8 +27,6 @@ class Move(Struct, frozen=True, kw_only=True):
 
     upsert: dict[str, bytes]
     delete: tuple[str, ...]
-    replaced: dict[str, bytes | None]
-    """What stood under each touched key before; None: nothing."""
 
 
 class Replica:
@@ -78,22 +76,20 @@ class Replica:
         if tables.hex != manifest.tables_digest or manifest.digest != version_digest(manifest.policy_digest, tables.hex):
             return None
         look(upsert)
-        replaced = {k: self.rows.get(k) for k in touched}
         for key in manifest.delta.delete:
             self.rows.pop(key, None)
         self.rows.update(upsert)
         self._take(manifest, tables)
-        return Move(upsert=upsert, delete=manifest.delta.delete, replaced=replaced)
+        return Move(upsert=upsert, delete=manifest.delta.delete)
 
     async def fetch(self, bus: Bus, manifest: Manifest, look: Look = unseen) -> Move:
         """Move by checkpoint and deltas. Raises Unreadable, what the bus raises, and what `look` does; nothing has changed then."""
         rows = await newest_rows(bus, manifest, self._ring)
         upsert, delete = difference(self.rows, rows)
         look(upsert)
-        replaced = {k: self.rows.get(k) for k in (*upsert, *delete)}
         self.rows = rows
         self._take(manifest, digest_of(rows))
-        return Move(upsert=upsert, delete=delete, replaced=replaced)
+        return Move(upsert=upsert, delete=delete)
 
     def _take(self, manifest: Manifest, tables: TableDigest) -> None:
         self._tables = tables

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
+import pytest
 from msgspec.structs import replace
 
 from services.shared.contracts.version import Manifest, TableDigest, VersionId, version_digest
 from services.shared.versions.read import as_delta, difference, digest_of
-from services.shared.versions.replica import Replica
+from services.shared.versions.replica import Move, Replica
 from services.shared.versions.write import SHARD_BYTES, shard_count
 from tests.support.sealing import ring
 
@@ -40,12 +42,11 @@ def _holding() -> Replica:
     return Replica(ring(), FIRST.id, FIRST.digest, dict(BEFORE))
 
 
-def test_a_delta_that_fits_moves_and_says_what_it_replaced() -> None:
+def test_a_delta_that_fits_moves_and_says_what_changed() -> None:
     replica = _holding()
     move = replica.inline(SECOND)
 
-    assert move is not None
-    assert move.replaced == {"a": b"1", "b": b"2", "c": None}
+    assert move == Move(upsert={"a": b"9", "c": b"3"}, delete=("b",))
     assert (replica.rows, replica.id, replica.digest) == (AFTER, VersionId(1, 2), SECOND.digest)
     assert replica.tables.hex == SECOND.tables_digest
 
@@ -65,6 +66,24 @@ def test_what_does_not_fit_changes_nothing() -> None:
         replica = _holding()
         assert replica.inline(manifest) is None
         assert (replica.rows, replica.id, replica.tables.hex) == (BEFORE, FIRST.id, FIRST.tables_digest)
+
+
+def test_what_a_look_refuses_changes_nothing_and_sealed_rows_are_open_to_it() -> None:
+    file, seen = {"f/x": b'{"content":"secret"}'}, list[Mapping[str, bytes]]()
+    manifest = _version(2, BEFORE | file, FIRST.digest, BEFORE)
+    assert manifest.delta is not None and b"secret" not in bytes(manifest.delta.upsert["f/x"])
+
+    def refuse(rows: Mapping[str, bytes]) -> None:
+        seen.append(rows)
+        raise ValueError
+
+    replica = _holding()
+    with pytest.raises(ValueError):
+        replica.inline(manifest, refuse)
+    assert seen == [file]
+    assert (replica.rows, replica.id, replica.tables.hex) == (BEFORE, FIRST.id, FIRST.tables_digest)
+    assert replica.inline(manifest, seen.append) is not None
+    assert replica.rows == BEFORE | file
 
 
 def test_who_holds_nothing_cannot_move_by_a_delta() -> None:
