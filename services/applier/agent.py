@@ -80,7 +80,6 @@ class Agent:
         self.manifest: Manifest | None = None
         """The newest version taken; its rows are `live.target`'s."""
         self.policies = Policies(options.node)
-        """A gate that is heard of is looked at by the next `tick`."""
         self._made_of = ""
         self.generation = 0
         """That nginx runs; 0: none that this applier knows."""

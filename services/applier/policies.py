@@ -29,7 +29,7 @@ class Policies:
         self.refused: dict[str, str] = {}
         """Hash -> why this node, or its nginx, does not take it."""
         self.gate: Gate | None = None
-        """What the rollout lets in."""
+        """What the rollout lets in; set when it is heard of, and looked at by the next tick."""
 
     # --- what becomes of them
 

@@ -20,9 +20,15 @@ class Accepted:
         self._quarantined: dict[Place, tuple[str, Problem]] = {}
         """Ingress -> (the refused policy, the problem). Ends when the Ingress has another accepted form."""
 
+        self._rejected: set[Place] = set()
+        """Whose newest form is not accepted."""
+
     def take(self, place: Place, read: ReadIngress) -> ReadIngress | None:
         """An Ingress was read; what of it takes effect. None: it is refused, and there is nothing before."""
         good = self._good.setdefault(place, [])
+        self._rejected.discard(place)
+        if read.rejected:
+            self._rejected.add(place)
         if not read.rejected and (not good or good[-1] != read):
             if self._quarantined.pop(place, None) is not None:
                 good.pop()  # it is no form to go back to
@@ -39,6 +45,11 @@ class Accepted:
     def forget(self, place: Place) -> None:
         self._good.pop(place, None)
         self._quarantined.pop(place, None)
+        self._rejected.discard(place)
+
+    def rejects(self, place: Place) -> bool:
+        """Whether what the Ingress says now is not accepted."""
+        return place in self._rejected
 
     def quarantine(self, ingress: ReadIngress, policy_hash: str, words: str) -> bool:
         """nginx refuses a policy of this Ingress. False: that is known; it waits to be compiled, or cannot do without the policy."""

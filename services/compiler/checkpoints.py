@@ -77,7 +77,7 @@ class Checkpoints:
         if manifest.checkpoint is not None and manifest.checkpoint.number == manifest.number:
             self._take(replace(manifest.checkpoint, after=sequence))
         if manifest.delta is not None:
-            self._delta_bytes += sum(map(len, map(bytes, manifest.delta.upsert.values())))
+            self._delta_bytes += sum(map(len, manifest.delta.upsert.values()))
         if self._writing is None and self._due(manifest):
             self._writing = asyncio.create_task(self._write_later(manifest, sequence, dict(rows)))
 

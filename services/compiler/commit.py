@@ -55,7 +55,7 @@ class Change(Struct, frozen=True, kw_only=True):
     causes: Sequence[Cause] = ()
     covers: int = 0
     nodes: int = 0
-    """That report; 0: as the head says."""
+    """How many of the group report; 0: as the head says."""
     compiled_at: float = 0.0
     trace: str = ""
     note: str = ""

@@ -75,7 +75,6 @@ class Engine:
         self._bundle = PolicyBundle(policies=())
         self._forms = Accepted()
         self._own_problems: dict[Key, tuple[Problem, ...]] = {}
-        self._accepted: dict[Key, bool] = {}
         self._left_alone: dict[Place, Problem] = {}
         """Ingresses that compilers died of."""
         self._before: dict[Place, Ingress] = {}
@@ -228,7 +227,6 @@ class Engine:
         read = read_ingress(form, self.settings)
         self._crashes.done()
         self._own_problems[key] = read.problems
-        self._accepted[key] = not read.rejected
         self._dirty_verdicts.add(key)
         self._take_effect(place, self._forms.take(place, read))
 
@@ -255,7 +253,6 @@ class Engine:
         self._left_alone.pop(place, None)
         self._crashes.forget(*place)
         self._own_problems.pop(key, None)
-        self._accepted.pop(key, None)
         self._dirty_verdicts.add(key)
         self._take_effect(place, None)
 
@@ -373,11 +370,12 @@ class Engine:
             for host in sorted(self.graph.hosts_of(read)):
                 lowered = self.hosts.get(host)
                 problems += [p for ref, p in (lowered.problems if lowered else ()) if ref == read.ref]
-        withheld = [p for p in (self._forms.problem(place), self._left_alone.get(place)) if p] if key.kind == "Ingress" else []
+        of_ingress = key.kind == "Ingress"
+        withheld = [p for p in (self._forms.problem(place), self._left_alone.get(place)) if p] if of_ingress else []
         problems += withheld
         if not problems:
             return None
-        accepted = self._accepted.get(key, True) and not withheld
+        accepted = not withheld and not (of_ingress and self._forms.rejects(place))
         unique = tuple(dict.fromkeys(problems))
         return Verdict(kind=key.kind, namespace=key.namespace, name=key.name, accepted=accepted, problems=unique)
 

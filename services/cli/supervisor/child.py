@@ -82,6 +82,7 @@ class Child:
         self._ended = ended
         self._process: subprocess.Popen[bytes] | None = None
         self._answers = 0
+        """So many times its health URL has said ok."""
         self._ending = asyncio.Event()
         self._gone = asyncio.Event()
         self._gone.set()
@@ -153,7 +154,7 @@ class Child:
         return f"killed by {signal.Signals(-status).name}{hung}" if status < 0 else f"exit status {status}"
 
     async def _watch(self, process: subprocess.Popen[bytes]) -> None:
-        """Ends by killing the process: its event loop no longer comes round. Only this process's own clock counts."""
+        """Ends by killing the process: it has given no sign of life for too long. Only this process's own clock counts."""
         loop = asyncio.get_running_loop()
         last, since, looks, limit = await self._sign_of_life(), loop.time(), 0, FIRST_BEAT_SECONDS
         while loop.time() - since < limit or looks < limit / LOOK_SECONDS / 2:
@@ -167,7 +168,7 @@ class Child:
     async def _sign_of_life(self) -> int:
         """Another value whenever there was one."""
         if self.spec.health:
-            self._answers += await asyncio.to_thread(_answers, self.spec.health)
+            self._answers += await asyncio.to_thread(_says_ok, self.spec.health)
             return self._answers
         return _touched(self.spec.beat)
 
@@ -188,7 +189,7 @@ def _touched(file: Path | None) -> int:
         return 0
 
 
-def _answers(url: str) -> bool:
+def _says_ok(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=ANSWER_SECONDS) as answer:  # noqa: S310 - the supervisor's own
             return bool(answer.status == http.HTTPStatus.OK)
