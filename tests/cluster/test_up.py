@@ -70,6 +70,24 @@ async def test_apply_serves_on_two_nodes_and_scaling_costs_nothing(kube: KubeSer
             await asyncio.to_thread(up.__exit__)
 
 
+async def test_addresses_come_with_the_product_and_go_with_its_end(kube: KubeServer, namespace: str, tmp_path: Path) -> None:
+    flags = ("--set-flag", f"watch-namespace={namespace}", "--set-flag", "publish-status-address=203.0.113.9")
+    up = SluiceUp(tmp_path, nodes=1, kubeconfig=kube.kubeconfig(), arguments=flags)
+    await kube.apply(ingress("web", {f"{namespace}.example.com": {"/": "web"}}, namespace=namespace))
+
+    async def addresses() -> str:
+        return await kube.kubectl("get", "-n", namespace, "ingress/web", "-o", "jsonpath={.status.loadBalancer.ingress[*].ip}")
+
+    await asyncio.to_thread(up.__enter__)
+    try:
+        async with asyncio.timeout(30):
+            while await addresses() != "203.0.113.9":
+                await asyncio.sleep(0.2)
+    finally:
+        await asyncio.to_thread(up.__exit__)
+    assert await addresses() == ""
+
+
 async def _described(kube: KubeServer, namespace: str, name: str, *words: str) -> None:
     """Until `kubectl describe` shows an Event with all of these words."""
     async with asyncio.timeout(30):

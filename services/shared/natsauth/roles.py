@@ -54,7 +54,7 @@ def of_service(role: Role) -> Permissions:
                 *("cluster.v1.>", bucket_subject(subjects.WATCHERS_BUCKET, ">")),
                 *_ENSURE,
                 *_read(subjects.CLUSTER_STREAM, subjects.CONFIG_STREAM, subjects.APPLIED_STREAM),
-                *_read(*(_bucket(b) for b in (subjects.VERDICTS_BUCKET, subjects.NODES_BUCKET, subjects.REVOKED_BUCKET))),
+                *_read(*map(_bucket, (subjects.VERDICTS_BUCKET, subjects.NODES_BUCKET, subjects.REVOKED_BUCKET, subjects.WATCHERS_BUCKET))),
             ),
             subscribe=(inbox(role), "ask.v1.watcher.>"),
             answers=True,
