@@ -12,7 +12,8 @@ from services.shared.flags import Flags
 class OurIngresses:
     """Kept up to date by `note`, whether this watcher leads or not."""
 
-    def __init__(self, flags: Flags) -> None:
+    def __init__(self, *flags: Flags) -> None:
+        """`flags`: of each group of nodes that is meant."""
         self._flags = flags
         self._ingresses: dict[Key, Ingress] = {}
         self._classes: dict[str, IngressClass] = {}
@@ -34,10 +35,13 @@ class OurIngresses:
     def get(self, namespace: str, name: str) -> Ingress | None:
         """None: there is none, or it is not ours."""
         found = self._ingresses.get(Key("Ingress", namespace, name))
-        return found if found is not None and is_ours(found, self._classes.get, self._flags) else None
+        return found if found is not None and self._is_ours(found) else None
 
     def __iter__(self) -> Iterator[Key]:
-        return (key for key, obj in self._ingresses.items() if is_ours(obj, self._classes.get, self._flags))
+        return (key for key, obj in self._ingresses.items() if self._is_ours(obj))
+
+    def _is_ours(self, ingress: Ingress) -> bool:
+        return any(is_ours(ingress, self._classes.get, flags) for flags in self._flags)
 
     def with_host(self, host: str) -> list[Ingress]:
         """Those with a rule for this host, or for `_`, the catch-all."""

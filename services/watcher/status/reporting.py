@@ -26,58 +26,43 @@ AGAIN_SECONDS: Final = 5.0
 
 
 class Reporting:
-    """See the module. Of all groups of nodes: each has its own classes and addresses."""
+    """See the module. Each group of nodes has its own classes and addresses; Events are said of all of them together."""
 
     def __init__(self, api: Api, bus: Bus, options: WatcherOptions) -> None:
         further = options.groups
-        self._groups = [
-            _Group(api, bus, options, options.flags, lambda group: group not in further),
-            *(_Group(api, bus, options, flags, name.__eq__) for name, flags in further.items()),
-        ]
-
-    def note(self, changes: ObjectChanges) -> None:
-        """Everything that is published, whether this watcher leads or not."""
-        for group in self._groups:
-            group.note(changes)
-
-    async def follow(self) -> None:
-        """For ever, whether this watcher leads or not."""
-        await until(asyncio.Event(), *(group.follow() for group in self._groups))
-
-    async def run(self) -> None:
-        """For ever; cancelled when leadership ends."""
-        await until(asyncio.Event(), *(work for group in self._groups for work in group.work()))
-
-    async def clear(self) -> None:
-        """The last watcher is shut down."""
-        for group in self._groups:
-            await group.clear()
-
-
-class _Group:
-    """What is said to the API server of one group's Ingresses."""
-
-    def __init__(self, api: Api, bus: Bus, options: WatcherOptions, flags: Flags, has: Callable[[str], bool]) -> None:
-        """`has`: whether nodes that name this group are its own."""
-        self._ours = OurIngresses(flags)
-        self._status = StatusWriter(api, flags, self._ours, Addresses(api, bus, flags, options.election_namespace, has))
+        self._ours = OurIngresses(options.flags, *further.values())
         self._events = EventWriter(api, self._ours, options.name)
         self._news = News(bus, self._ours, self._events.say)
 
+        def status(flags: Flags, has: Callable[[str], bool]) -> tuple[OurIngresses, StatusWriter]:
+            ours = OurIngresses(flags)
+            return ours, StatusWriter(api, flags, ours, Addresses(api, bus, flags, options.election_namespace, has))
+
+        self._statuses = [status(options.flags, lambda group: group not in further)]
+        self._statuses += [status(flags, name.__eq__) for name, flags in further.items()]
+
     def note(self, changes: ObjectChanges) -> None:
+        """Everything that is published, whether this watcher leads or not."""
         for key, obj in changes.items():
-            for affected in self._ours.note(key, obj):
-                self._status.note(affected)
+            self._ours.note(key, obj)
+            for ours, status in self._statuses:
+                for affected in ours.note(key, obj):
+                    status.note(affected)
 
     async def follow(self) -> None:
+        """For ever, whether this watcher leads or not."""
         await _always("news", self._news.follow)
 
-    def work(self) -> tuple[Coroutine[None, None, None], ...]:
-        return _always("status", self._status.run), _always("events", self._events.run)
+    async def run(self) -> None:
+        """For ever; cancelled when leadership ends."""
+        writing = (_always("status", status.run) for _, status in self._statuses)
+        await until(asyncio.Event(), *writing, _always("events", self._events.run))
 
     async def clear(self) -> None:
-        with contextlib.suppress(KubeError):  # what cannot be taken away stays
-            await self._status.clear()
+        """The last watcher is shut down."""
+        for _, status in self._statuses:
+            with contextlib.suppress(KubeError):  # what cannot be taken away stays
+                await status.clear()
 
 
 async def _always(what: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
