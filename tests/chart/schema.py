@@ -19,6 +19,7 @@ ONE_OF: dict[str, list[Any]] = {
     "nats.replicas": [1, 3],
     "telemetry.logLevel": ["debug", "info", "warning", "error"],
 }
+EXACTLY: dict[str, dict[str, Any]] = {"controller.rollout.soakSeconds": {"type": "number", "minimum": 0}}
 ANY = frozenset({"controller.hostname", "controller.scope.namespaceSelector"})
 """The original's default is of another type than what is useful."""
 OPEN = frozenset({"global", "controller.nodeSelector", "defaultBackend.nodeSelector"})
@@ -43,6 +44,8 @@ def parts(key: str) -> list[str]:
 def _schema(path: str, value: Any) -> dict[str, Any]:
     if path in ONE_OF:
         return {"enum": ONE_OF[path]}
+    if path in EXACTLY:
+        return EXACTLY[path]
     if path in ANY:
         return {}
     if isinstance(value, dict):

@@ -57,7 +57,7 @@ class Release:
             self.others.append(await self.pods.run(self.workload("Deployment", f"{NAME}-{service}")))
         for node in ("edge-a", "edge-b"):
             self.edge.append(await self.pods.run(self.workload("DaemonSet", f"{NAME}-controller"), node=node))
-        self.internal = await self.pods.run(self.workload("DaemonSet", f"{NAME}-controller-internal"), node="edge-c")
+        self.internal = await self.pods.run(self.workload("DaemonSet", f"{NAME}-internal-controller"), node="edge-c")
         for pod in (*self.others, *self.edge, self.internal):
             await self.until_ready(pod)
         await self._endpoint(self.others[-1])
@@ -174,7 +174,7 @@ async def _another_group_serves_its_own_class(release: Release) -> None:
     assert await get(release.internal) == 404
     assert [await get(pod, "inside.example.com") for pod in release.edge] == [404, 404]
 
-    service = f"{NAME}-controller-internal"
+    service = f"{NAME}-internal-controller"
     address = await kube.kubectl("get", "service", service, "-n", NAME, "-o", "jsonpath={.spec.clusterIP}")
     path = "jsonpath={.status.loadBalancer.ingress[*].ip}"
     async with asyncio.timeout(30):

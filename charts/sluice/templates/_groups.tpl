@@ -16,9 +16,9 @@ a group has gets a root of its own, in which `controller` is the group's, and na
 {{- $before := index . 2 -}}
 {{- range $group, $own := $root.Values.groups }}
 {{- $values := deepCopy (omit $root.Values "groups" "collectedFlags") }}
-{{- $name := printf "%s-%s" $values.controller.name $group }}
+{{- $name := printf "%s-%s" $group $values.controller.name }}
 {{- $class := dict "name" $group "aliases" list "default" false }}
-{{- $inherited := mergeOverwrite $values.controller (dict "name" $name "ingressClassResource" $class) }}
+{{- $inherited := mergeOverwrite $values.controller (dict "name" $name "ingressClassResource" $class "watchIngressWithoutClass" false) }}
 {{- $controller := mergeOverwrite $inherited (deepCopy (default dict $own)) (dict "group" $group) }}
 {{- if not (hasKey (default dict $own) "ingressClass") }}{{ $_ := set $controller "ingressClass" $controller.ingressClassResource.name }}{{ end }}
 {{- $_ := set $values "controller" $controller }}
@@ -51,10 +51,11 @@ a group has gets a root of its own, in which `controller` is the group's, and na
 {{- $group := .Values.controller.group -}}
 - --enrol
 - {{ printf "%s/%s=%s" (include "sluice.namespace" .) (include "sluice.edge.account" .) $group }}
-{{- range $name, $flag := include "sluice.flags" . | fromYaml }}
-{{- if has $name (list "configmap" "controller-class" "ingress-class" "publish-service" "publish-status-address" "default-ssl-certificate" "default-backend-service") }}
+{{- $flags := include "sluice.flags" . | fromYaml }}
+{{- /* Each is said, also where the first group has it and this one has not. */}}
+{{- range $name, $default := dict "configmap" "" "controller-class" "" "ingress-class" "" "ingress-class-by-name" "false" "watch-ingress-without-class" "false" "publish-service" "" "publish-status-address" "" "default-ssl-certificate" "" "default-backend-service" "" "update-status" "true" "update-status-on-shutdown" "true" "report-node-internal-ip-address" "false" }}
+{{- $flag := get $flags $name | default (dict "value" $default) }}
 - --group-flag
-- {{ printf "%s:%s=%s" $group $name $flag.value | quote }}
-{{- end }}
+- {{ printf "%s:%s=%s" $group $name (ternary "true" $flag.value (default false $flag.bare)) | quote }}
 {{- end }}
 {{- end -}}

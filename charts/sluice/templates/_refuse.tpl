@@ -103,9 +103,12 @@
 
 {{- define "sluice.refuse.groups" -}}
 {{- $seen := dict .Values.controller.ingressClassResource.controllerValue "controller" -}}
+{{- if .Values.controller.watchIngressWithoutClass }}{{ $_ := set $seen "without a class" "controller" }}{{ end -}}
+{{- $first := .Values.controller.ingressClassResource -}}
+{{- $classes := ternary (prepend $first.aliases $first.name) list $first.enabled -}}
 {{- range $group, $own := .Values.groups -}}
-{{- if or (not (regexMatch "^[a-z0-9]([-a-z0-9]{0,18}[a-z0-9])?$" $group)) (eq $group $.Values.controller.group) -}}
-{{- fail (printf "groups.%s: a group's name has at most 20 of a-z, 0-9 and -, and is not controller.group (%s)" $group $.Values.controller.group) -}}
+{{- if or (not (regexMatch "^[a-z0-9]([-a-z0-9]{0,18}[a-z0-9])?$" $group)) (has $group (list $.Values.controller.group "controller" "compiler")) -}}
+{{- fail (printf "groups.%s: a group's name has at most 20 of a-z, 0-9 and -, and is not controller.group (%s), controller or compiler" $group $.Values.controller.group) -}}
 {{- end -}}
 {{- $class := default dict (get (default dict $own) "ingressClassResource") -}}
 {{- if not $class.controllerValue -}}
@@ -115,6 +118,29 @@
 {{- fail (printf "groups.%s.ingressClassResource.controllerValue %s is that of %s already: each Ingress belongs to one group" $group $class.controllerValue (get $seen $class.controllerValue)) -}}
 {{- end -}}
 {{- $_ := set $seen $class.controllerValue (printf "groups.%s" $group) -}}
+{{- if ne (toString (get $class "enabled")) "false" -}}
+{{- range $name := prepend (default list $class.aliases) (default $group $class.name) -}}
+{{- if has $name $classes -}}
+{{- fail (printf "groups.%s.ingressClassResource: the IngressClass %s is another group's already; give it another name" $group $name) -}}
+{{- end -}}
+{{- $classes = append $classes $name -}}
+{{- end -}}
+{{- end -}}
+{{- if get (default dict $own) "watchIngressWithoutClass" -}}
+{{- if hasKey $seen "without a class" -}}
+{{- fail (printf "groups.%s.watchIngressWithoutClass: Ingresses without a class are another group's already" $group) -}}
+{{- end -}}
+{{- $_ := set $seen "without a class" $group -}}
+{{- end -}}
+{{- range $shared := list "admissionWebhooks" "scope" "electionID" "electionTTL" "disableLeaderElection" -}}
+{{- if hasKey (default dict $own) $shared -}}
+{{- fail (printf "groups.%s.%s cannot be honoured: watchers and webhook are the same for all groups. Set controller.%s." $group $shared $shared) -}}
+{{- end -}}
+{{- end -}}
+{{- $full := printf "%s-%s-%s" (include "sluice.fullname" $) $group $.Values.controller.name -}}
+{{- if gt (len $full) 52 -}}
+{{- fail (printf "groups.%s: %s is longer than 52 characters; shorten the group's name or fullnameOverride" $group $full) -}}
+{{- end -}}
 {{- end -}}
 {{- include "sluice.eachFurtherGroup" (list . "sluice.refuse.group" "") -}}
 {{- end -}}
