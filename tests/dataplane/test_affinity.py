@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -107,6 +108,20 @@ def test_balanced_clients_stay_and_are_spread(edge: Edge) -> None:
     for name, cookie in clients:
         assert re.fullmatch(rf"route=\d+\.\d+\.\d+\.\d+\|{_backend_id('balanced')}; Path=/; HttpOnly", cookie), cookie
         assert _again(edge, "balanced.example.com", cookie, count=3) == {name}
+
+
+def test_clients_of_one_endpoint_have_a_cookie_too_and_stay_on_their_side_of_a_canary(tmp_path: Path, backends: Echoes) -> None:
+    objects = [
+        *service("one", [backends.ports["a"]]),
+        ingress("one", {"one.example.com": {"/": "one"}}, annotations={"affinity": "cookie"}),
+        *service("new", [backends.ports["new"]]),
+        ingress("one-canary", {"one.example.com": {"/": "new"}}, annotations={"canary": "true", "canary-weight": "50"}),
+    ]
+    with running(tmp_path, objects) as edge:
+        clients = [_start(edge, "one.example.com") for _ in range(24)]
+        assert {name for name, _ in clients} == {"a", "new"}
+        for name, cookie in clients:
+            assert _again(edge, "one.example.com", cookie, count=4) == {name}
 
 
 def test_persistent_clients_stay_by_a_cookie_that_names_their_endpoint(edge: Edge, backends: Echoes) -> None:

@@ -60,6 +60,25 @@ def test_the_certificate_of_a_name(edge: Edge, name: str, shown: set[str]) -> No
     assert peer_names(edge.settings.https_port, name) == shown
 
 
+def test_each_name_of_a_host_goes_to_https_by_its_own_certificate(tmp_path: Path) -> None:
+    """Behaviours 3.3: the host of the request counts, exactly or by its one-label wildcard."""
+    with echoes("web") as (ports, _):
+        web = {"/": "web"}
+        objects = [
+            *service("web", [ports["web"]]),
+            ingress("plain", {"plain.test": web}, annotations={"server-alias": "b.example.com,other.test"}),
+            tls_secret("wild", "*.example.com"),
+            ingress("wild", {"*.example.com": web}, tls={"wild": ["*.example.com"]}),
+            tls_secret("own", "own.test"),
+            ingress("own", {"own.test": web}, tls={"own": ["own.test"]}, annotations={"server-alias": "nick.test,c.example.com"}),
+        ]
+        expected = {"plain.test": 200, "b.example.com": 308, "other.test": 200, "a.example.com": 308}
+        expected |= {"own.test": 308, "nick.test": 200, "c.example.com": 308}
+        with running(tmp_path, objects) as edge:
+            for _ in range(12):  # workers remember
+                assert {host: edge.get(host)[0] for host in expected} == expected
+
+
 def _pids(edge: Edge) -> set[int]:
     master = int((edge.settings.directory / "run" / "nginx.pid").read_text())
     return {int(p) for p in Path(f"/proc/{master}/task/{master}/children").read_text().split()}

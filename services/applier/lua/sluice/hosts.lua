@@ -72,19 +72,20 @@ function _M.find(host, lookup, v)
   return lookup("_"), "_"
 end
 
--- Whether the host of the request has a certificate entry: itself, or its one-label wildcard (ssl-redirect acts then).
--- Worked out once for each version of a row; a wildcard row answers for many hosts, all of the same wildcard.
-function _M.has_tls(host, row, v)
-  if row.tls then
-    return true
-  end
-  if row.tls_at ~= v then
+local function is_alias(host, name)
+  return name ~= host and name ~= "_" and name ~= _M.wildcard(host)
+end
+
+-- Whether the host of the request has a certificate entry: itself, or its one-label wildcard (ssl-redirect acts then). An alias has none of
+-- its own. `row`, called `name`, answers for it. Remembered for the last host that asked: nearly always the only one.
+function _M.has_tls(host, name, row, v)
+  if row.tls_at ~= v or row.tls_host ~= host then
     local wildcard = _M.wildcard(host)
     local parent = wildcard and rows.host(wildcard, v)
-    row.tls_wildcard = parent ~= nil and parent.tls == true
-    row.tls_at = v
+    row.has_tls = row.tls and not is_alias(host, name) or parent and parent.tls or false
+    row.tls_at, row.tls_host = v, host
   end
-  return row.tls_wildcard
+  return row.has_tls
 end
 
 return _M

@@ -61,8 +61,8 @@ local function add_slash()
 end
 
 -- Redirects to https where the route wants it; returns otherwise.
-local function to_https(route, host, row, v)
-  if route.ssl_redirect ~= "force" and not hosts.has_tls(host, row, v) then
+local function to_https(route, host, name, row, v)
+  if route.ssl_redirect ~= "force" and not hosts.has_tls(host, name, row, v) then
     return
   end
   local var = ngx.var
@@ -137,7 +137,7 @@ local function choose_backend(route, row_name, v, primary)
       var.proxy_alternative_upstream_name = backend.name
     end
   end
-  if backend.affinity and #backend.endpoints > 1 then
+  if backend.affinity and #backend.endpoints > 0 then -- one is enough: a canary may stand beside it, and more may come
     meta(route)
     var.sluice_row = row_name
     var.sluice_endpoint = backend.endpoints[affinity.pick(backend, route, row_name)].id
@@ -162,7 +162,7 @@ local function too_large(route)
 end
 
 -- What a route asks for beyond a backend.
-local function features(route, host, row, v)
+local function features(route, host, name, row, v)
   local var = ngx.var
   if route.cors then
     cors.preflight(route.cors)
@@ -178,7 +178,7 @@ local function features(route, host, row, v)
     rewrite(route)
   end
   if route.ssl_redirect then
-    to_https(route, host, row, v)
+    to_https(route, host, name, row, v)
   end
   if route.vhost then
     var.sluice_host = template.expand(route.vhost)
@@ -289,7 +289,7 @@ function _M.route()
   end
   var.sluice_host = settings.use_forwarded_headers and var.best_http_host or var.http_host or host
   if not route.plain then
-    features(route, host, row, v)
+    features(route, host, name, row, v)
   end
   if node.meta then
     meta(route)
