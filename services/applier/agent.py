@@ -187,7 +187,7 @@ class Agent:
         if self.nginx.pid:
             self.nginx.reload()
         else:
-            words = await self.nginx.start(self.settings.control_socket)
+            words = await self.nginx.start(self.settings.sockets)
             if words:
                 self.fail(f"nginx does not start: {words}")
                 return False

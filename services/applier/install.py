@@ -183,7 +183,7 @@ class Installer:
             self._nginx.reload()
             failpoint("reloaded")
         else:
-            words = await self._nginx.start(settings.control_socket)
+            words = await self._nginx.start(settings.sockets)
             if words:
                 return await self._back(before, generation, f"nginx does not start: {words}")
         error = await self.confirm(settings, generation)

@@ -104,9 +104,10 @@ class Nginx:
             return 1, "nginx did not answer within 60 s"
         return process.returncode or 0, err.decode(errors="replace")
 
-    async def start(self, control: Path) -> str:
-        """Start a master on `current`; empty, or nginx's words. Orphans of a killed master keep serving until the new one does."""
-        for leftover in (control, self._directory / "run" / "nginx.pid"):
+    async def start(self, sockets: Iterable[Path]) -> str:
+        """Start a master on `current`; empty, or nginx's words. Orphans of a killed master keep serving until the new one does.
+        `sockets`: of the last one, in the way if it was killed."""
+        for leftover in (*sockets, self._directory / "run" / "nginx.pid"):
             _remove(leftover)
         code, text = await self._run("-c", "current/nginx.conf")
         if code != 0:

@@ -62,14 +62,25 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
 
     @property
     def control_socket(self) -> Path:
-        """In a folder that only its owner can enter: nginx makes its sockets writable for everybody.
+        """In a folder that only its owner can enter: nginx makes its sockets writable for everybody."""
+        return self._socket_folder("control") / "control.sock"
 
-        In the node's directory, or, where that path is too long for a socket (108 bytes), under the system's temporary directory.
-        """
-        path = self.directory / "control" / "control.sock"
-        if len(str(path)) <= 100:
-            return path
-        return Path(tempfile.gettempdir()) / f"sluice-{hashlib.sha256(str(path).encode()).hexdigest()[:16]}" / "control.sock"
+    @property
+    def builtin_socket(self) -> Path:
+        """The built-in default backend's, which workers connect to as the user that they run as."""
+        return self._socket_folder("builtin") / "builtin.sock"
+
+    @property
+    def sockets(self) -> tuple[Path, ...]:
+        """What nginx leaves behind when it is killed, and does not start over."""
+        return self.control_socket, self.builtin_socket
+
+    def _socket_folder(self, name: str) -> Path:
+        """In the node's directory, or, where that path is too long for a socket (108 bytes), under the system's temporary directory."""
+        folder = self.directory / name
+        if len(str(folder)) <= 86:
+            return folder
+        return Path(tempfile.gettempdir()) / f"sluice-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}"
 
 
 def _plain(path: str) -> str:
@@ -114,6 +125,7 @@ def nginx_conf(settings: NodeSettings, bundle: PolicyBundle) -> str:
         files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         directory=_plain(str(settings.directory)),
         control=_plain(f"unix:{settings.control_socket}"),
+        builtin=_plain(f"unix:{settings.builtin_socket}"),
         listen="\n    ".join(_listen(settings)),
         variables="\n      ".join(f'set ${v} "";' for v in VARIABLES),
         allow=" ".join(f"allow {arg.Cidr(c).text};" for c in settings.status_allow),
@@ -216,6 +228,13 @@ http {{
     client_body_buffer_size 1m;
     location / {{ content_by_lua_file lua/control.lua; }}
   }}
+
+  server {{
+    listen {builtin};
+    access_log off;
+    client_max_body_size 0;
+    location / {{ return 404; }}
+  }}
 }}
 """
 
@@ -239,6 +258,7 @@ def write_generation(directory: Path, settings: NodeSettings, bundle: PolicyBund
         "http_port": settings.http_port,
         "https_port": settings.https_port,
         "files_dir": str(settings.directory / "files"),
+        "builtin": f"unix:{settings.builtin_socket}",
         "metrics": settings.metrics,
         "metrics_per_host": settings.metrics_per_host,
         "meta": settings.metrics or log_uses_meta,
@@ -251,11 +271,11 @@ def prepare_node(settings: NodeSettings) -> None:
     """The parts of the node's directory that no generation owns: folders, the link to Lua, the listener's own certificate."""
     for name in ("versions", "files", "run", "logs"):
         (settings.directory / name).mkdir(parents=True, exist_ok=True)
-    folder = settings.control_socket.parent
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.geteuid():
-        raise PermissionError(f"{folder} belongs to somebody else")
-    folder.chmod(0o700)
+    for folder, mode in ((settings.control_socket.parent, 0o700), (settings.builtin_socket.parent, 0o711)):
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
+        if folder.stat().st_uid != os.geteuid():
+            raise PermissionError(f"{folder} belongs to somebody else")
+        folder.chmod(mode)
     link = settings.directory / "lua"
     if not link.is_symlink() or link.readlink() != LUA:
         link.unlink(missing_ok=True)

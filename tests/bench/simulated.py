@@ -115,7 +115,7 @@ class SimulatedNginx(Nginx):
     async def test(self, directory: Path) -> TestResult:
         return TestResult(ok=(directory / "nginx.conf").exists())
 
-    async def start(self, control: Path) -> str:
+    async def start(self, sockets: Iterable[Path]) -> str:
         self._edge.load()
         return ""
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.backends import Echoes, echoes
 from tests.support.edge import Edge, running
-from tests.support.objects import config_map, ingress, rule, service, typed
+from tests.support.objects import config_map, ingress, rule, secret, service, typed
 
 pytestmark = pytest.mark.nginx
 
@@ -92,3 +92,46 @@ def test_custom_errors_for_everybody_without_a_default_backend_are_the_built_in_
         assert edge.get("named.example.com", "/?status=500")[0] == 404
         assert edge.get("named.example.com", "/?status=501")[0] == 501
         assert edge.get("named.example.com")[0] == 200
+
+
+def test_what_guards_a_host_guards_its_unmatched_paths_too(tmp_path: Path, backends: Echoes) -> None:
+    """Behaviours 1.3: all annotations of the first Ingress are applied to the host's default location, which the default backend serves."""
+    guards = {
+        "open": {},
+        "allow": {"allowlist-source-range": "10.0.0.0/8"},
+        "deny": {"denylist-source-range": "127.0.0.0/8"},
+        "basic": {"auth-type": "basic", "auth-secret": "users"},
+        "external": {"auth-url": f"http://127.0.0.1:{backends.ports['other']}/auth?status=401"},
+        "errors": {"custom-http-errors": "404,403", "default-backend": "other"},
+        "errors-deny": {"custom-http-errors": "404,403", "default-backend": "other", "denylist-source-range": "127.0.0.0/8"},
+        "errors-own": {"custom-http-errors": "404", "default-backend": "other", "disable-proxy-intercept-errors": "true"},
+        "cors": {"enable-cors": "true"},
+        "limited": {"limit-rps": "1", "limit-burst-multiplier": "1"},
+    }
+    objects = [
+        *service("web", [backends.ports["web"]]),
+        *service("other", [backends.ports["other"]]),
+        secret("users", {"auth": "alice:{PLAIN}secret"}),
+        *(ingress(name, {f"{name}.example.com": {"/x": "web"}}, annotations=annotations) for name, annotations in guards.items()),
+    ]
+    with running(tmp_path, objects, expected=["limiting requests"]) as edge:
+        got = {name: _answer(edge, f"{name}.example.com", "/y") for name in guards}
+        assert got == {
+            "open": 404,
+            "allow": 403,
+            "deny": 403,
+            "basic": 401,
+            "external": 401,
+            "errors": "other",
+            "errors-deny": "other",
+            "errors-own": 404,
+            "cors": 404,
+            "limited": 404,
+        }
+        seen = edge.seen("errors.example.com", "/y?q=1")
+        assert (seen["path"], seen["headers"]["x-code"], seen["headers"]["x-original-uri"]) == ("/", "404", "/y?q=1")
+        assert edge.seen("errors-deny.example.com", "/y")["headers"]["x-code"] == "403"
+        status, headers, body = edge.get("cors.example.com", "/y", {"Origin": "https://a.example"})
+        assert (status, headers["access-control-allow-origin"]) == (404, "*")
+        assert b"404 Not Found" in body
+        assert {edge.get("limited.example.com", "/y")[0] for _ in range(12)} == {404, 503}

@@ -1,5 +1,6 @@
 -- Which endpoint of a backend serves a try of a request.
 local balancer = require("ngx.balancer")
+local node = require("sluice.node")
 local rows = require("sluice.rows")
 local chash = require("sluice.chash")
 local cidr = require("sluice.cidr")
@@ -12,6 +13,9 @@ local set_current_peer, set_more_tries = balancer.set_current_peer, balancer.set
 local MAX_TRIES = 16
 
 local _M = {}
+
+-- Names the built-in default backend, as no row can: keys have a slash.
+_M.BUILTIN = "builtin"
 
 -- Whether there is anything to send to; the router answers 503 otherwise.
 function _M.alive(backend)
@@ -102,7 +106,11 @@ end
 
 -- The balancer phase of `sluice_http` and its sisters.
 function _M.balance()
-  local backend = rows.backend_of_request(ngx.var.sluice_backend)
+  local key = ngx.var.sluice_backend
+  if key == _M.BUILTIN then
+    return set_current_peer(node.builtin)
+  end
+  local backend = rows.backend_of_request(key)
   if not backend then
     return ngx.exit(ngx.HTTP_SERVICE_UNAVAILABLE)
   end

@@ -122,9 +122,10 @@ end
 local function choose_backend(route, row_name, v, primary)
   local var = ngx.var
   if not primary or not balancing.alive(primary) then
-    if route.backend == rows.settings(v).default_backend then
+    if not route.backend or route.backend == rows.settings(v).default_backend then -- the built-in one stands for one that is not there
       var.proxy_upstream_name = "upstream-default-backend"
-      return ngx.exec(NOT_FOUND) -- a default backend that is not there is the built-in one
+      var.sluice_backend = balancing.BUILTIN
+      return
     end
     local standing = stand_in(route)
     var.sluice_backend = standing.key
@@ -295,12 +296,8 @@ function _M.route()
     meta(route)
     var.sluice_row = name
   end
-  if not route.backend then
-    if name == "_" and not route.ingress then
-      return unmatched(settings)
-    end
-    var.proxy_upstream_name = "upstream-default-backend"
-    return ngx.exec(NOT_FOUND)
+  if not route.backend and name == "_" and not route.ingress then
+    return unmatched(settings)
   end
   choose_backend(route, name, v, primary)
   if not route.plain then
