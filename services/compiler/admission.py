@@ -35,7 +35,7 @@ def admit(engine: Engine, question: AdmissionQuestion) -> AdmissionAnswer:
         known = set(problems)
         problems += [p for p in check_ingress(ingress, strict_paths=True) if p not in known]
     problems += _overlaps(engine, read)
-    warnings = [p for p in problems if p.severity == "warning"] + list(_absent(engine, read))
+    warnings = [p for p in problems if p.severity == "warning"] + [*_absent(engine, read), *engine.tls.problems(read)]
     errors = [p for p in problems if p.severity == "error"]
     return AdmissionAnswer(
         allowed=not errors,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -17,7 +17,6 @@ from services.compiler import naming
 from services.compiler.accepted import Accepted
 from services.compiler.backends import Users, affinity_of, lower_backend
 from services.compiler.canaries import Canaries
-from services.compiler.certificates import Certificate, certificate_of
 from services.compiler.configmap import parse_settings
 from services.compiler.crashes import Crashes, Suspect, failpoint, suspect_of
 from services.compiler.graph import Graph, Place
@@ -28,6 +27,7 @@ from services.compiler.locations import FIRST_PORT
 from services.compiler.policies import policy_of, render_bundle
 from services.compiler.settings import GlobalSettings
 from services.compiler.tables import Tables
+from services.compiler.tlssecrets import TLSSecrets
 from services.compiler.world import World
 from services.shared.checks.classes import is_ours
 from services.shared.contracts.delta import Delta
@@ -36,6 +36,8 @@ from services.shared.contracts.problem import Problem, Verdict
 from services.shared.contracts.tables import CertificateRow, FileRow, Row, SettingsRow, TLSNameRow
 from services.shared.contracts.version import PolicyBundle
 from services.shared.flags import Flags
+
+Clock = Callable[[], float]
 
 STEP_SECONDS = 0.02
 """How long `compile_steps` works between two yields."""
@@ -57,9 +59,10 @@ class Output(Struct, frozen=True, kw_only=True):
 
 
 class Engine:
-    """One compiler. `any_address`: endpoints may be loopback or link-local (the manifests source)."""
+    """One compiler. `any_address`: endpoints may be loopback or link-local (the manifests source). `clock`: Unix seconds, for verdicts on
+    certificates; versions do not depend on it."""
 
-    def __init__(self, flags: Flags, *, any_address: bool = True, crashes: Crashes | None = None) -> None:
+    def __init__(self, flags: Flags, *, any_address: bool = True, crashes: Crashes | None = None, clock: Clock = time.time) -> None:
         self.flags = flags
         self._crashes = crashes or Crashes()
         self.settings = GlobalSettings()
@@ -71,6 +74,7 @@ class Engine:
         self._tables = Tables()
         self._names = naming.Names()
         self._canaries = Canaries()
+        self.tls = TLSSecrets(self.world, clock)
         self._policies: Counter[LocationPolicy] = Counter()
         self._bundle = PolicyBundle(policies=())
         self._forms = Accepted()
@@ -81,7 +85,6 @@ class Engine:
         """What they said at the last compile, of those that have changed since."""
         self._tried: dict[Place, Suspect] = {}
         """Those that were read since the last `take`."""
-        self._last_certificate: dict[Place, Certificate] = {}
         self._dirty_ingresses: set[Place] = set()
         self._dirty_hosts: set[str] = {CATCH_ALL}
         self._dirty_backends: set[BackendRef] = set()
@@ -136,8 +139,9 @@ class Engine:
 
     def _secret_changed(self, place: Place, *, deleted: bool) -> None:
         if deleted:
-            self._last_certificate.pop(place, None)
+            self.tls.deleted(place)
         self._dirty_hosts |= self.graph.hosts_using_secret(place)
+        self._dirty_verdicts |= {Key("Ingress", *user) for user in self.graph.users_of_secret(place)}
         if "/".join(place) == self.flags.default_ssl_certificate:
             self._dirty_hosts.add(CATCH_ALL)
 
@@ -253,6 +257,7 @@ class Engine:
         self._left_alone.pop(place, None)
         self._crashes.forget(*place)
         self._own_problems.pop(key, None)
+        self.tls.forget(place)
         self._dirty_verdicts.add(key)
         self._take_effect(place, None)
 
@@ -260,17 +265,6 @@ class Engine:
 
     def secret(self, namespace: str, name: str) -> Secret | None:
         return self.world.get(Secret, namespace, name)
-
-    def _certificate(self, namespace: str, name: str) -> Certificate | None:
-        """Usable material; the last that was, while the Secret is garbage; None when it is gone."""
-        found = self.secret(namespace, name)
-        if found is None:
-            return None
-        certificate = certificate_of(found)
-        if isinstance(certificate, str):
-            return self._last_certificate.get((namespace, name))
-        self._last_certificate[(namespace, name)] = certificate
-        return certificate
 
     def _lower_hosts(self) -> Iterator[None]:
         dirty = self._dirty_hosts
@@ -286,7 +280,7 @@ class Engine:
         ingresses = self.graph.of_host(host)
         self._crashes.note(*self._suspects(ingresses))
         failpoint("lower", (host,))
-        after = lower_host(host, ingresses, self, self._certificate)
+        after = lower_host(host, ingresses, self, self.tls.usable)
         if after is not None:
             self.hosts[host] = after
         else:
@@ -318,7 +312,10 @@ class Engine:
         certificate = after.certificate if after else None
         if host == CATCH_ALL and self.flags.default_ssl_certificate:
             namespace, _, name = self.flags.default_ssl_certificate.partition("/")
-            certificate = self._certificate(namespace, name)
+            certificate = self.tls.usable(namespace, name)
+            key = Key("Secret", namespace, name)
+            self._own_problems[key] = self.tls.problems_of_default(namespace, name)
+            self._dirty_verdicts.add(key)
         if certificate is not None:
             rows[f"c/{certificate.digest}"] = CertificateRow(chain=certificate.chain, key=certificate.key)
         self._tables.put(f"t/{host}", TLSNameRow(certificate=certificate.digest) if certificate else None)
@@ -370,6 +367,8 @@ class Engine:
             for host in sorted(self.graph.hosts_of(read)):
                 lowered = self.hosts.get(host)
                 problems += [p for ref, p in (lowered.problems if lowered else ()) if ref == read.ref]
+            problems += self.tls.problems(read)
+            self.tls.note_expiry(read)
         of_ingress = key.kind == "Ingress"
         withheld = [p for p in (self._forms.problem(place), self._left_alone.get(place)) if p] if of_ingress else []
         problems += withheld
@@ -382,6 +381,12 @@ class Engine:
     def verdict(self, key: Key) -> Verdict | None:
         """What is wrong with one object now; None: nothing."""
         return self._verdict_of(key)
+
+    def notice_expiry(self) -> bool:
+        """Whether certificates have expired, so that the next compile has news of them."""
+        lapsed = {Key("Ingress", *place) for place in self.tls.lapsed()}
+        self._dirty_verdicts |= lapsed
+        return bool(lapsed)
 
     def row_keys(self, namespace: str, name: str) -> tuple[str, ...]:
         """The host rows that an Ingress is part of."""

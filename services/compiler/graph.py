@@ -69,8 +69,12 @@ class Graph:
     def hosts(self) -> set[str]:
         return set(self._by_host)
 
+    def users_of_secret(self, secret: Place) -> set[Place]:
+        """The Ingresses that name it."""
+        return set(self._by_secret.get(secret, ()))
+
     def hosts_using_secret(self, secret: Place) -> set[str]:
-        return {h for p in self._by_secret.get(secret, ()) for h in self.hosts_of(self.reads[p])}
+        return {h for p in self.users_of_secret(secret) for h in self.hosts_of(self.reads[p])}
 
     def need(self, host: str, before: Iterable[BackendRef], after: Iterable[BackendRef]) -> set[BackendRef]:
         """What a host's routes send to has changed; returns the backends to look at again."""

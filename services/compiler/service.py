@@ -336,7 +336,7 @@ class Compiler:
                     self._wake.set()
 
     async def _audit(self) -> None:
-        """NATS is transport, not truth: what it has lost is stored again."""
+        """NATS is transport, not truth: what it has lost is stored again. And what only time changes is noticed."""
         while True:
             self._suspect.clear()
             try:
@@ -344,6 +344,8 @@ class Compiler:
                     self._wake.set()
             except BusError as error:
                 log.debug("no audit this time", error=error)
+            if self._state.engine.notice_expiry():
+                self._wake.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(AUDIT_SECONDS):
                     await self._suspect.wait()
