@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import msgspec
 from msgspec.structs import replace
 
+from services.compiler.annotations.registry import PREFIX
 from services.compiler.crashes import failpoint
 from services.compiler.engine import Engine
-from services.compiler.ingresses import ReadIngress, read_ingress
+from services.compiler.ingresses import PathRule, ReadIngress, read_ingress
 from services.shared.checks.classes import is_ours
 from services.shared.checks.ingress import check_ingress
 from services.shared.contracts.objects import Ingress, Service
@@ -34,7 +35,7 @@ def admit(engine: Engine, question: AdmissionQuestion) -> AdmissionAnswer:
     if engine.settings.strict_validate_path_type and not (read.settings.use_regex or read.settings.rewrite_target):
         known = set(problems)
         problems += [p for p in check_ingress(ingress, strict_paths=True) if p not in known]
-    problems += _overlaps(engine, read)
+    problems += _overlaps(engine, read, _explicit(ingress))
     warnings = [p for p in problems if p.severity == "warning"] + [*_absent(engine, read), *engine.tls.problems(read)]
     errors = [p for p in problems if p.severity == "error"]
     return AdmissionAnswer(
@@ -49,22 +50,36 @@ def _undecodable(error: msgspec.ValidationError) -> Problem:
     return Problem(reason=Reason.INVALID_OBJECT, field=path.strip("`.") or "object", message=printable(text.replace("`", "")))
 
 
-def _overlaps(engine: Engine, candidate: ReadIngress) -> Iterator[Problem]:
-    """The same host and path in another Ingress: an error where both are canaries or neither is. Never on data that is not there."""
-    for rule in candidate.paths:
-        lowered = engine.hosts.get(rule.host)
-        for location in lowered.locations if lowered else ():
-            owner = location.ingress
-            if owner is None or location.automatic or owner.ref == candidate.ref or location.path != rule.path:
+def _overlaps(engine: Engine, candidate: ReadIngress, explicit: bool) -> Iterator[Problem]:
+    """The same host and path in another Ingress: an error where both are canaries, or neither says anything of canaries (behaviours §21.9;
+    `explicit`: the candidate does). Never on data that is not there."""
+    for host in dict.fromkeys(rule.host for rule in candidate.paths):
+        others = [o for o in engine.graph.of_host(host) if o.ref != candidate.ref and o.canary == candidate.canary]
+        literal = not candidate.uses_regex and not any(o.uses_regex for o in others)
+        owners = {at: (o, r) for o in reversed(others) for r in reversed(o.paths) if r.host == host for at in _places(r, literal)}
+        for rule in candidate.paths:
+            owner, theirs = next((owners[at] for at in _places(rule, literal) if at in owners), (None, rule))
+            if rule.host != host or owner is None:
                 continue
-            if owner.canary == candidate.canary:
+            if candidate.canary or not (explicit or _explicit(engine.world.get(Ingress, owner.namespace, owner.name))):
                 yield Problem(
                     reason=Reason.PATH_CONFLICT,
                     field=f"{rule.field}.path",
-                    message=f"host {rule.host} and path {rule.path} already belong to Ingress {owner.ref}",
+                    message=f"host {host} and path {theirs.path} already belong to Ingress {owner.ref}",
                     example="another path, or the canary annotation",
                 )
-                break
+
+
+def _places(rule: PathRule, literal: bool) -> Iterator[tuple[str, str]]:
+    """What no other Ingress may have: the text in any type, and, where no path of the host is a regex, Prefix `/foo` is Prefix `/foo/`."""
+    yield "text", rule.path
+    if literal and rule.path_type == "Prefix":
+        yield "location", rule.path.rstrip("/")
+
+
+def _explicit(ingress: Ingress | None) -> bool:
+    """Whether it says that it is a canary, or that it is not."""
+    return ingress is not None and f"{PREFIX}canary" in ingress.metadata.annotations
 
 
 def _absent(engine: Engine, candidate: ReadIngress) -> Iterator[Problem]:

@@ -20,7 +20,7 @@ from services.compiler.canaries import Canaries
 from services.compiler.configmap import parse_settings
 from services.compiler.crashes import Crashes, Suspect, failpoint, suspect_of
 from services.compiler.graph import Graph, Place
-from services.compiler.hosts import LoweredHost, lower_host
+from services.compiler.hosts import HostProblems, LoweredHost, homeless, lower_host
 from services.compiler.ingresses import CATCH_ALL, BackendRef, ReadIngress, read_ingress
 from services.compiler.ir import LocationPolicy
 from services.compiler.locations import FIRST_PORT
@@ -79,6 +79,7 @@ class Engine:
         self._bundle = PolicyBundle(policies=())
         self._forms = Accepted()
         self._own_problems: dict[Key, tuple[Problem, ...]] = {}
+        self._host_problems: dict[str, HostProblems] = {}
         self._left_alone: dict[Place, Problem] = {}
         """Ingresses that compilers died of."""
         self._before: dict[Place, Ingress] = {}
@@ -285,16 +286,21 @@ class Engine:
             self.hosts[host] = after
         else:
             self.hosts.pop(host, None)
+        self._say(host, after.problems if after else homeless(host, ingresses))
         self._count_policies(before, after)
         self._dirty_backends |= self.graph.need(host, _needs(before), _needs(after))
         self._dirty_backends |= self._canaries.moved(host, before.edges if before else (), after.edges if after else ())
         self._tables.put(f"h/{host}", after.row if after else None)
         self._write_material(host, before, after)
         self._names.claim(host, after.aliases if after else (), after.owner if after else None, exists=after is not None)
-        for lowered in (before, after):
-            for ref, _ in lowered.problems if lowered else ():
-                self._dirty_verdicts.add(Key("Ingress", *ref.split("/", 1)))
         self._crashes.done()
+
+    def _say(self, host: str, problems: HostProblems) -> None:
+        """What is wrong with Ingresses at this host now."""
+        for ref, _ in (*self._host_problems.pop(host, ()), *problems):
+            self._dirty_verdicts.add(Key("Ingress", *ref.split("/", 1)))
+        if problems:
+            self._host_problems[host] = problems
 
     def _count_policies(self, before: LoweredHost | None, after: LoweredHost | None) -> None:
         for location in before.locations if before else ():
@@ -365,8 +371,7 @@ class Engine:
         read = self.graph.reads.get(place) if key.kind == "Ingress" else None
         if read is not None:
             for host in sorted(self.graph.hosts_of(read)):
-                lowered = self.hosts.get(host)
-                problems += [p for ref, p in (lowered.problems if lowered else ()) if ref == read.ref]
+                problems += [p for ref, p in self._host_problems.get(host, ()) if ref == read.ref]
             problems += self.tls.problems(read)
             self.tls.note_expiry(read)
         of_ingress = key.kind == "Ingress"

@@ -18,6 +18,9 @@ from services.shared.nginxtext.regex import LIMIT, check_regex
 CertificateOf = Callable[[str, str], Certificate | None]
 """(namespace, Secret name) -> its usable certificate."""
 
+HostProblems = tuple[tuple[str, Problem], ...]
+"""(namespace/name of the Ingress, what is wrong with it at one host)."""
+
 
 class CanaryEdge(Struct, frozen=True, kw_only=True):
     """A canary's backend stands beside a primary's."""
@@ -38,8 +41,7 @@ class LoweredHost(Struct, frozen=True, kw_only=True):
     aliases: tuple[str, ...]
     owner: ReadIngress | None
     """The oldest Ingress of the host, which orders claims on aliases."""
-    problems: tuple[tuple[str, Problem], ...]
-    """(namespace/name, problem)."""
+    problems: HostProblems
 
 
 def lower_host(host: str, ingresses: list[ReadIngress], around: Surroundings, certificate_of: CertificateOf) -> LoweredHost | None:
@@ -49,6 +51,7 @@ def lower_host(host: str, ingresses: list[ReadIngress], around: Surroundings, ce
         return None
     problems: list[tuple[str, Problem]] = []
     locations = _locations(host, primary, around, problems)
+    problems.extend(_same_but_for_a_slash(host, locations))
     edges = tuple(_edges(host, [i for i in ingresses if i.canary], locations, problems))
     has_tls, certificate = _certificate(host, primary, certificate_of)
     for location in locations:
@@ -108,6 +111,26 @@ def _conflict(host: str, rule: PathRule, ingress: ReadIngress, present: Location
     )
 
 
+def _same_but_for_a_slash(host: str, locations: list[Location]) -> Iterable[tuple[str, Problem]]:
+    """Prefix `/foo` and `/foo/` are one location of nginx: `_literals` gives the later one nothing but its exact text."""
+    if any(lo.regex for lo in locations):
+        return
+    exact = {lo.path for lo in locations if lo.path_type == "Exact"}
+    first: dict[str, Location] = {}
+    for location in (lo for lo in locations if lo.path_type == "Prefix"):
+        owner = first.setdefault(location.path.rstrip("/"), location)
+        if owner is location or location.ingress is None or owner.ingress is None:
+            continue
+        mine = owner.ingress.ref == location.ingress.ref
+        who = f"this Ingress ({owner.field})" if mine else f"Ingress {owner.ingress.ref}, which is older"
+        left = "nothing" if location.path.endswith("/") or location.path in exact else f"{location.path} itself"
+        message = f"host {host}, path {location.path} ({location.path_type}) is one with {owner.path} of {who}; this one serves {left}"
+        yield (
+            location.ingress.ref,
+            Problem(reason=Reason.PATH_CONFLICT, field=f"{location.field}.path", message=message, severity="warning"),
+        )
+
+
 def _edges(host: str, canaries: list[ReadIngress], locations: list[Location], problems: list[tuple[str, Problem]]) -> Iterable[CanaryEdge]:
     by_place = {(lo.path, lo.path_type): lo for lo in locations if lo.ingress is not None}
     for ingress in canaries:
@@ -121,6 +144,11 @@ def _edges(host: str, canaries: list[ReadIngress], locations: list[Location], pr
                 problems.append((ingress.ref, _unmatched(host, path, path_type, field)))
             else:
                 yield CanaryEdge(primary=primary, canary=backend, ingress=ingress)
+
+
+def homeless(host: str, canaries: list[ReadIngress]) -> HostProblems:
+    """Of canaries at a host that no other Ingress has."""
+    return tuple((i.ref, _unmatched(host, rule.path, rule.path_type, rule.field)) for i in canaries for rule in _rules(host, i))
 
 
 def _primary_of(location: Location | None) -> BackendRef | None:

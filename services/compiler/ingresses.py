@@ -16,7 +16,7 @@ from services.compiler.annotations.settings import IngressSettings
 from services.compiler.settings import GlobalSettings
 from services.shared.checks.ingress import check_ingress
 from services.shared.contracts.objects import Ingress, IngressBackend
-from services.shared.contracts.problem import Problem, Reason
+from services.shared.contracts.problem import Problem, Reason, printable
 from services.shared.nginxtext.arguments import TextError
 from services.shared.nginxtext.regex import check_regex
 
@@ -180,6 +180,18 @@ def _combinations(settings: IngressSettings, namespace: str, cross_namespace: bo
         )
 
 
+def _idle_canary(annotations: dict[str, str], settings: IngressSettings) -> Iterator[Problem]:
+    idle = [] if settings.canary else sorted(a for a in annotations if a.startswith(f"{registry.PREFIX}canary-") and annotations[a].strip())
+    if idle:
+        yield Problem(
+            reason=Reason.NOT_HONOURED,
+            field=f"metadata.annotations[{printable(idle[0])}]",
+            message="has no effect: this Ingress is no canary, and its paths are its own",
+            example=f'{registry.PREFIX}canary: "true"',
+            severity="warning",
+        )
+
+
 def read_ingress(ingress: Ingress, settings: GlobalSettings) -> ReadIngress:
     """Read one Ingress; what is wrong with it is in `problems`."""
     meta = ingress.metadata
@@ -198,7 +210,7 @@ def read_ingress(ingress: Ingress, settings: GlobalSettings) -> ReadIngress:
         has_rules=bool(ingress.spec.rules),
         tls=tuple((t.hosts, t.secret_name) for t in ingress.spec.tls),
         settings=said.settings,
-        problems=(*fatal, *said.problems, *(p for p, _ in combined)),
+        problems=(*fatal, *said.problems, *(p for p, _ in combined), *_idle_canary(meta.annotations, said.settings)),
         rejected=said.rejected or bool(fatal),
         denied=said.denied or any(close for _, close in combined),
     )
