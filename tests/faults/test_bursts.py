@@ -18,6 +18,7 @@ import nats
 import pytest
 from nats.aio.client import Client
 
+from services.compiler.hold import BETWEEN_SECONDS
 from services.shared.bus.jetstream import JetStreamBus
 from services.shared.bus.port import Bus, BusError
 from services.shared.contracts.version import Manifest
@@ -86,6 +87,7 @@ async def test_2000_changes_a_second_coalesce_and_delay_no_endpoint(tmp_path: Pa
             up.write(f"app-{n}.yaml", _app(n, ports["a"]))
         up.write("probe.yaml", many(*service("probe", [ports["a"]]), ingress("probe", {"probe.example.com": {"/": "probe"}})))
         await asyncio.to_thread(up.wait)
+        began = time.monotonic()
         before, reloads = await asyncio.to_thread(_number, up), sum(await asyncio.to_thread(up.reloads))
         burst = Burst(up, [ports["a"], ports["b"]])
         with PeakMemory(up.child("watcher")) as watcher, PeakMemory(up.child("compiler")) as compiler:
@@ -94,12 +96,14 @@ async def test_2000_changes_a_second_coalesce_and_delay_no_endpoint(tmp_path: Pa
                 waited = [seconds async for seconds in _endpoint_changes(up, ports, flood)]
                 await flood
                 await asyncio.to_thread(up.wait, "--timeout", "120")
+        possible = (time.monotonic() - began) / BETWEEN_SECONDS + 1
         versions, reloads = await asyncio.to_thread(_number, up) - before, sum(await asyncio.to_thread(up.reloads)) - reloads
         print(
             f"{burst.written} edits, {versions} versions; an endpoint was live after {sorted(waited)[len(waited) // 2]:.2f} s (median), "
             f"{max(waited):.2f} s (longest of {len(waited)}); memory {watcher.growth >> 20} and {compiler.growth >> 20} MB"
         )
-        assert versions < burst.written / 10
+        assert versions <= possible, "a version of its own for more than it may have"
+        assert burst.written > versions, "nothing was coalesced"
         assert len(waited) >= 2, "endpoint changes were live while the burst went on"
         assert watcher.growth < 128 * MEGABYTE
         assert compiler.growth < 128 * MEGABYTE

@@ -51,9 +51,8 @@ async def test_a_burst_of_versions_is_one_reload_a_second_and_the_newest_wins(ri
     assert after.generation - before.generation <= seconds + 1
     assert after.reloads.get("policy", 0) < 20, "40 versions, each with a policy of its own"
     assert (await rig.status("last.example.com"), await rig.status("h39.example.com")) == (200, 404)
-    assert [f for f in tally.failures if "IncompleteReadError: 0 bytes" not in f.text] == [], (
-        "more than idle connections that a reload closes"
-    )
+    assert [f for f in tally.failures if f.text[:1].isdigit()] == [], "wrong answers"
+    assert len(tally.failures) <= 2 * after.reloads.get("policy", 0), "more than the idle connections that a reload closes"
 
 
 @contextlib.contextmanager
