@@ -8,7 +8,7 @@ import functools
 import hashlib
 import os
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from typing import Final
 
 import aiohttp
@@ -16,11 +16,11 @@ import msgspec
 from msgspec import Struct
 
 from services.applier.control import Control
-from services.applier.decide import composed
+from services.applier.decide import composed, introduced
 from services.applier.nginx import Nginx, TestResult
 from services.applier.nodeconf import LUA, NodeSettings, nginx_conf, write_generation
 from services.applier.store import Header, Made, Store
-from services.shared.contracts.version import Policy, PolicyBundle
+from services.shared.contracts.version import PolicyBundle
 from services.shared.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -144,28 +144,39 @@ class Installer:
             test = await self._nginx.test(self._store.path(generation))
             if test.ok:
                 return "", kept, out
-            culprit = _named(test, kept, stand_in, out) or await self._find(settings, kept, generation, header)
+            culprit = _named(test, kept, stand_in, out) or await self._find(settings, kept, stand_in, out, generation, header)
             if not culprit or culprit in out or len(out) >= MOST_REFUSALS:
                 return f"nginx refuses the configuration: {test.words}", kept, out
             log.warning("nginx refuses a policy", policy=culprit, words=test.words)
             out[culprit] = test.words
 
-    async def _find(self, settings: NodeSettings, bundle: PolicyBundle, generation: int, header: Header) -> str:
-        """Bisect for the location policy that nginx refuses where it names no file of ours; empty: it is none of them."""
-        fixed = tuple(p for p in bundle.policies if p.scope != "location")
-        suspects = [p for p in bundle.policies if p.scope == "location"]
+    async def _find(
+        self, settings: NodeSettings, kept: PolicyBundle, stand_in: PolicyBundle, out: Container[str], generation: int, header: Header
+    ) -> str:
+        """The policy that nginx refuses where it names no file of ours (for a cipher list, say); empty: it is no single one.
 
-        async def passes(policies: Sequence[Policy]) -> bool:
-            part = PolicyBundle(policies=(*fixed, *policies))
+        A new global one is tried against the one before it; location policies are bisected.
+        """
+
+        async def passes(part: PolicyBundle) -> bool:
             self._store.discard(generation)
             write_generation(self._store.path(generation), settings, part, generation=generation, version=header.version)
             return (await self._nginx.test(self._store.path(generation))).ok
 
-        if not suspects or not await passes(()):
+        usable = PolicyBundle(policies=tuple(p for p in stand_in.policies if p.hash not in out))
+        fresh = introduced(kept, stand_in)
+        for policy in kept.policies:
+            if policy.scope != "location" and policy.hash in fresh:
+                part = composed(kept, usable, {policy.hash})
+                if part is not None and await passes(part):
+                    return policy.hash
+        fixed = tuple(p for p in kept.policies if p.scope != "location")
+        suspects = [p for p in kept.policies if p.scope == "location"]
+        if not suspects or not await passes(PolicyBundle(policies=fixed)):
             return ""
         while len(suspects) > 1:
             half = suspects[: len(suspects) // 2]
-            suspects = suspects[len(half) :] if await passes(half) else half
+            suspects = suspects[len(half) :] if await passes(PolicyBundle(policies=(*fixed, *half))) else half
         return suspects[0].hash
 
     async def _take_effect(self, settings: NodeSettings, generation: int, before: int) -> str:

@@ -36,7 +36,7 @@ class Policies:
     def take(self, bundle: PolicyBundle, digest: str, refused: dict[str, str]) -> None:
         """A version was taken. `refused`: by this node's own look at its text."""
         self.newest, self.digest = bundle, digest
-        self.refused |= refused
+        self.judged(self.refused | refused)
 
     def believe(self, bundle: PolicyBundle) -> None:
         """Take a bundle for the newest, and for what nginx runs."""
@@ -49,7 +49,7 @@ class Policies:
         self.loaded = self.before = NONE
 
     def judged(self, refused: dict[str, str]) -> None:
-        """nginx was asked: what it refuses of the newest version is all that is refused."""
+        """What of this the newest version has is all that is refused."""
         known = {p.hash for p in self.newest.policies}
         self.refused = {h: words for h, words in refused.items() if h in known}
 

@@ -9,20 +9,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 from msgspec import Struct
 
 from services.compiler import known
 from services.compiler.configvalues import (
+    PartlyUsable,
     boolean,
     buffers,
     cidrs,
     ciphers,
-    codes,
     curves,
     duration,
+    error_codes,
     failures,
     header,
     headers,
@@ -69,6 +70,46 @@ class Key(Struct, frozen=True, kw_only=True):
     def field(self) -> str:
         return self.name.replace("-", "_")
 
+    @property
+    def example(self) -> str:
+        """A good value: the default, as the ConfigMap would have it."""
+        default = getattr(_DEFAULTS, self.field)
+        if not default and not isinstance(default, bool | int):
+            return EXAMPLES[self.name]
+        return next(text for text in _texts(default) if self._means(text, default))
+
+    def _means(self, text: str, value: object) -> bool:
+        try:
+            return bool(self.parse(text) == value)
+        except TextError:
+            return False
+
+
+EXAMPLES: Final = {
+    "annotation-value-word-blocklist": "load_module,lua_package",
+    "block-cidrs": "192.0.2.0/24",
+    "block-referers": "spam.example,~*bad",
+    "block-user-agents": "~*curl",
+    "custom-http-errors": "404,503",
+    "denylist-source-range": "192.0.2.0/24",
+    "hide-headers": "X-Powered-By",
+    "no-auth-locations": "/.well-known/acme-challenge",
+    "proxy-busy-buffers-size": "8k",
+    "skip-access-log-urls": "/healthz",
+    "whitelist-source-range": "10.0.0.0/8",
+}
+"""Where the default is empty."""
+_DEFAULTS: Final = GlobalSettings()
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    """How a typed value may stand in the ConfigMap."""
+    if isinstance(value, bool):
+        return (str(value).lower(), "on" if value else "off")
+    if isinstance(value, tuple):
+        return (",".join(map(str, value)), " ".join(map(str, value)))
+    return (str(value),)
+
 
 _seconds = integer(0, 10**7)
 _timeout = integer(1, 10**6)
@@ -98,7 +139,7 @@ KEYS: Final[dict[str, Key]] = {
             proxy_next_upstream_tries=integer(0, 100),
             proxy_next_upstream_timeout=_seconds,
             retry_non_idempotent=boolean,
-            custom_http_errors=codes(400, 599),
+            custom_http_errors=error_codes,
             disable_proxy_intercept_errors=boolean,
             proxy_add_original_uri_header=boolean,
             hide_headers=headers,
@@ -205,18 +246,20 @@ def parse_settings(data: Mapping[str, str], previous: GlobalSettings | None = No
             continue
         try:
             values[key.field] = key.parse(data[raw].strip())
+        except PartlyUsable as error:
+            values[key.field] = error.value
+            problems.append(_bad(key, f'"{printable(data[raw])}" is not all {error}; the others count', name, "warning"))
         except TextError as error:
-            problems.append(
-                Problem(
-                    reason=Reason.INVALID_CONFIG_KEY,
-                    field=f"data[{key.name}]",
-                    message=f'"{printable(data[raw])}" is not {error}; the last good value stays',
-                    object=name,
-                )
-            )
+            problems.append(_bad(key, f'"{printable(data[raw])}" is not {error}; the last good value stays', name))
             if previous is not None:
                 values[key.field] = getattr(previous, key.field)
-    return msgspec.structs.replace(GlobalSettings(), **values), problems
+    return msgspec.structs.replace(_DEFAULTS, **values), problems
+
+
+def _bad(key: Key, message: str, name: str, severity: Literal["error", "warning"] = "error") -> Problem:
+    return Problem(
+        reason=Reason.INVALID_CONFIG_KEY, field=f"data[{key.name}]", message=message, example=key.example, object=name, severity=severity
+    )
 
 
 def _unknown(raw: str, name: str) -> Problem:

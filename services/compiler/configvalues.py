@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
 from typing import Final
 
@@ -77,11 +78,26 @@ def one_of(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
-def codes(low: int, high: int) -> Callable[[str], tuple[int, ...]]:
-    def parse(text: str) -> tuple[int, ...]:
-        return tuple(sorted({integer(low, high)(w) for w in words(text)}))
+class PartlyUsable(TextError):
+    """Some of a value is good, and `value` is that."""
 
-    return parse
+    def __init__(self, words: str, value: object) -> None:
+        super().__init__(words)
+        self.value = value
+
+
+def error_codes(text: str) -> tuple[int, ...]:
+    """Statuses that nginx can intercept; as ingress-nginx does, others are left out and the rest counts."""
+    found = {integer()(w) for w in words(text)}
+    usable = tuple(sorted(c for c in found if interceptable(c)))
+    if len(usable) < len(found):
+        raise PartlyUsable("statuses from 300 to 599 (without 499, which nginx has for clients that went away)", usable)
+    return usable
+
+
+def interceptable(code: int) -> bool:
+    """What error_page takes."""
+    return 300 <= code <= 599 and code != 499
 
 
 def redirect_code(text: str) -> int:
@@ -142,13 +158,25 @@ def request_key(text: str) -> str:
 
 
 def ciphers(text: str) -> str:
+    """An OpenSSL cipher list of which at least one cipher exists: nginx refuses any other."""
     arg.Ciphers(text)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).set_ciphers(text)
+    except ssl.SSLError:
+        raise TextError("a list with a cipher that OpenSSL knows") from None
     return text
 
 
+CURVES: Final = frozenset(
+    "X25519 X448 prime256v1 P-256 secp256r1 secp384r1 P-384 secp521r1 P-521 secp224r1 P-224 secp256k1 brainpoolP256r1 brainpoolP384r1 "
+    "brainpoolP512r1 ffdhe2048 ffdhe3072 ffdhe4096 ffdhe6144 ffdhe8192".split()
+)
+"""Groups of TLS under OpenSSL 3's names; it refuses a list with any other word."""
+
+
 def curves(text: str) -> str:
-    if not arg.fullmatch(r"auto|[A-Za-z0-9_-]{1,40}(:[A-Za-z0-9_-]{1,40}){0,9}", text):
-        raise TextError("auto, or curves such as X25519:prime256v1")
+    if text != "auto" and not set(text.split(":")) <= CURVES:
+        raise TextError("auto, or curves that OpenSSL knows, separated by colons")
     return text
 
 

@@ -25,6 +25,7 @@ from services.compiler.ingresses import CATCH_ALL, BackendRef, ReadIngress, read
 from services.compiler.ir import LocationPolicy
 from services.compiler.locations import FIRST_PORT
 from services.compiler.policies import policy_of, render_bundle
+from services.compiler.refusals import Refusals
 from services.compiler.settings import GlobalSettings
 from services.compiler.tables import Tables
 from services.compiler.tlssecrets import TLSSecrets
@@ -80,6 +81,8 @@ class Engine:
         self._forms = Accepted()
         self._own_problems: dict[Key, tuple[Problem, ...]] = {}
         self._host_problems: dict[str, HostProblems] = {}
+        self._configmap = Key("ConfigMap", *flags.configmap.partition("/")[::2])
+        self._refusals = Refusals()
         self._left_alone: dict[Place, Problem] = {}
         """Ingresses that compilers died of."""
         self._before: dict[Place, Ingress] = {}
@@ -147,9 +150,8 @@ class Engine:
             self._dirty_hosts.add(CATCH_ALL)
 
     def _settings_changed(self) -> None:
-        namespace, _, name = self.flags.configmap.partition("/")
-        found = self.world.get(ConfigMap, namespace, name)
-        key = Key("ConfigMap", namespace, name)
+        key = self._configmap
+        found = self.world.get(ConfigMap, key.namespace, key.name)
         settings, problems = parse_settings(found.data if found else {}, self.settings if found else None, str(key))
         self._own_problems[key] = tuple(problems)
         self._dirty_verdicts.add(key)
@@ -183,6 +185,8 @@ class Engine:
         if self._bundle_dirty:
             self._bundle = render_bundle(self.settings, self._policies)
             self._bundle_dirty = False
+        if self._refusals.prune(self._bundle):
+            self._dirty_verdicts.add(self._configmap)
         verdicts = {key: self._verdict_of(key) for key in sorted(self._dirty_verdicts)}
         self._dirty_verdicts.clear()
         self._tried.clear()
@@ -374,6 +378,8 @@ class Engine:
                 problems += [p for ref, p in self._host_problems.get(host, ()) if ref == read.ref]
             problems += self.tls.problems(read)
             self.tls.note_expiry(read)
+        if key == self._configmap:
+            problems += self._refusals.problems()
         of_ingress = key.kind == "Ingress"
         withheld = [p for p in (self._forms.problem(place), self._left_alone.get(place)) if p] if of_ingress else []
         problems += withheld
@@ -401,7 +407,11 @@ class Engine:
     # --- policies that nginx refuses
 
     def quarantine(self, policy_hash: str, words: str) -> list[str]:
-        """nginx refuses a policy: the Ingresses that need it go back to their last good form. Returns the names of new ones."""
+        """nginx refuses a policy: the Ingresses that need it go back to their last good form. Returns the names of new culprits."""
+        news = self._refusals.note(self._bundle, policy_hash, words)
+        if news is not None:
+            self._dirty_verdicts.add(self._configmap)
+            return [str(self._configmap)] if news else []
         culprits: dict[str, ReadIngress] = {}
         for lowered in self.hosts.values():
             for location in lowered.locations:
@@ -415,7 +425,10 @@ class Engine:
         return sorted(culprits)
 
     def uses_policy(self, policy_hash: str) -> bool:
-        return any(policy_of(p, self.settings).hash == policy_hash for p in self._policies)
+        """Whether the version being made, or the last one, has it."""
+        return policy_hash in {p.hash for p in self._bundle.policies} or any(
+            policy_of(p, self.settings).hash == policy_hash for p in self._policies
+        )
 
 
 def _service_ref(flag: str) -> BackendRef | None:

@@ -157,6 +157,17 @@ def _repeated(annotations: dict[str, str], paths: tuple[PathRule, ...]) -> Itera
 def _combinations(settings: IngressSettings, namespace: str, cross_namespace: bool) -> Iterator[tuple[Problem, bool]]:
     """What only together is wrong: (problem, whether the routes must be closed)."""
     prefix = registry.PREFIX
+    if settings.temporal_redirect and not settings.temporal_redirect.startswith("http"):
+        yield (
+            Problem(
+                reason=Reason.INVALID_ANNOTATION,
+                field=f"metadata.annotations[{prefix}temporal-redirect]",
+                message="does not begin with http:// or https://: it and the other redirect annotations have no effect",
+                example="https://maintenance.example.com",
+                severity="warning",
+            ),
+            False,
+        )
     if settings.auth_type and not settings.auth_secret:
         yield (
             Problem(

@@ -192,6 +192,8 @@ def _basic_auth(ingress: ReadIngress, around: Surroundings) -> tuple[BasicAuth, 
 
 
 def _redirect(s: IngressSettings) -> Redirect | None:
+    if s.temporal_redirect and not s.temporal_redirect.startswith("http"):
+        return None  # as ingress-nginx: none of them counts
     if s.temporal_redirect:
         return Redirect(url=s.temporal_redirect, code=s.temporal_redirect_code)
     if s.permanent_redirect:

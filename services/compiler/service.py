@@ -374,7 +374,7 @@ class Compiler:
         for policy, words in refused.items():
             culprits = engine.quarantine(policy, words) if engine.uses_policy(policy) else []
             if culprits:
-                log.warning("nginx refuses a policy; its Ingresses keep their last good form", policy=policy, ingresses=" ".join(culprits))
+                log.warning("nginx refuses a policy; what made it keeps its last good form", policy=policy, objects=" ".join(culprits))
                 self._wake.set()
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from services.shared.contracts.report import NodeReport
 from services.shared.contracts.subjects import CONFIG_STREAM, blob_subject, config_subject
 from services.shared.contracts.version import decode_manifest, encode_manifest
 from tests.support.node import NEW_POLICY, Rig, one_node, or_nothing, running
@@ -160,6 +163,23 @@ async def test_a_version_whose_policies_are_spoiled_on_the_bus_waits_until_they_
     await rig.bus.publish(blob_subject(second.policy_digest, 0), good)
     await rig.live(second)
     assert await rig.status("two.example.com") == 200
+
+
+def _took_all_but(number: int, report: NodeReport) -> bool:
+    return report.number == number and not report.deferred_count and bool(report.refused)
+
+
+async def test_a_global_policy_that_nginx_refuses_without_naming_it_stays_as_it_was_and_holds_up_nothing(rig: Rig) -> None:
+    await running(rig)
+    ciphers = re.compile(r"ssl_ciphers [^;]+")
+    for host, policy in (("two.example.com", None), ("three.example.com", NEW_POLICY)):
+        number = (await rig.commit(host, policy, lambda text: ciphers.sub("ssl_ciphers NONSENSE", text))).number
+        report = await rig.report(partial(_took_all_but, number))
+        assert await rig.status(host) == 200
+        assert all("SSL_CTX_set_cipher_list" in words for words in report.refused.values())
+        assert len(report.refused) == 1
+    await rig.live(await rig.commit("four.example.com"))
+    assert not (await rig.report(lambda r: not r.refused)).deferred_count
 
 
 async def test_a_second_applier_on_the_same_node_ends_with_a_sentence(rig: Rig, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from services.compiler.keys import Keys
 from services.shared.bus.jetstream import JetStreamBus
 from services.shared.contracts.report import NodeReport, decode_node_report
 from services.shared.contracts.subjects import NODES_BUCKET
-from services.shared.contracts.version import Manifest
+from services.shared.contracts.version import Manifest, Policy, PolicyBundle, policy_hash
 from services.shared.flags import Flags
 from tests.support.backends import backends
 from tests.support.compiling import CLASS, upsert
@@ -31,6 +31,10 @@ from tests.support.up import ROOT, get
 
 PROGRAM = (sys.executable, "-m", "services.cli")
 NEW_POLICY = {"proxy-read-timeout": "77"}
+
+
+def _edited(policy: Policy, text: str) -> Policy:
+    return Policy(hash=policy_hash(policy.scope, text), scope=policy.scope, text=text)
 
 
 class Rig:
@@ -53,11 +57,12 @@ class Rig:
         for obj in (CLASS, *service("web", [port])):
             self.engine.apply(upsert(obj))
 
-    async def commit(self, host: str, annotations: dict[str, str] | None = None) -> Manifest:
-        """A version that serves this host."""
+    async def commit(self, host: str, annotations: dict[str, str] | None = None, edit: Callable[[str], str] = str) -> Manifest:
+        """A version that serves this host. `edit`: of the text of its global policies."""
         self.engine.apply(upsert(ingress("web", {host: {"/": "web"}}, annotations=annotations)))
         out = self.engine.compile()
-        change = Change(rows=self.engine.rows, upsert=out.upsert, delete=out.delete, bundle=out.bundle)
+        bundle = PolicyBundle(policies=tuple(p if p.scope == "location" else _edited(p, edit(p.text)) for p in out.bundle.policies))
+        change = Change(rows=self.engine.rows, upsert=out.upsert, delete=out.delete, bundle=bundle)
         manifest = await self.committer.commit(change)
         assert manifest is not None
         return manifest

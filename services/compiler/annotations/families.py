@@ -24,7 +24,7 @@ REWRITE: Final = (
 REDIRECT: Final = (
     Annotation(name="permanent-redirect", parse=v.redirect_url, risk=Risk.MEDIUM, example="https://new.example.com", effect="Redirects everything (301)."),
     Annotation(name="permanent-redirect-code", parse=v.code_between(300, 308, 301), effect="Status of permanent-redirect."),
-    Annotation(name="temporal-redirect", parse=v.http_url, risk=Risk.MEDIUM, example="https://maintenance.example.com",
+    Annotation(name="temporal-redirect", parse=v.redirect_url, risk=Risk.MEDIUM, example="https://maintenance.example.com",
                effect="Redirects everything (302); before permanent-redirect."),
     Annotation(name="temporal-redirect-code", parse=v.code_between(300, 307, 302), effect="Status of temporal-redirect."),
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from services.compiler.configvalues import interceptable
 from services.shared.nginxtext.arguments import TextError, canonical_cidr, fullmatch, size_bytes
 from services.shared.nginxtext.regex import check_regex
 
@@ -102,7 +103,10 @@ def cidrs(text: str) -> tuple[str, ...]:
 
 def status_codes(text: str) -> tuple[int, ...]:
     parse = number(400, 599)
-    return tuple(sorted({parse(part.strip()) for part in text.split(",") if part.strip()}))
+    codes = {parse(part.strip()) for part in text.split(",") if part.strip()}
+    if not all(map(interceptable, codes)):
+        raise TextError("statuses that nginx can intercept (499 is its word for clients that went away)")
+    return tuple(sorted(codes))
 
 
 def code_between(low: int, high: int, default: int) -> Callable[[str], int]:
@@ -113,14 +117,6 @@ def code_between(low: int, high: int, default: int) -> Callable[[str], int]:
         return value if low <= value <= high else default
 
     return parse
-
-
-def http_url(text: str) -> str:
-    """temporal-redirect: its scheme must begin with http."""
-    redirect_url(text)
-    if not text.startswith("http"):
-        raise TextError("a URL that begins with http:// or https://")
-    return text
 
 
 def auth_url(text: str) -> str:
