@@ -32,19 +32,31 @@ def command(url: str, method: str, show_policy: bool, state: StateDirectory, as_
         print_json(answer)
         return
     for name, value in (
-        ("host", f"{answer.host} (row {answer.matched_host})"),
-        ("path", f"{answer.path} ({answer.match} {answer.matched_path} {answer.path_type})"),
+        ("version", answer.version),
+        ("host", answer.host + (f" (row {answer.matched_host})" if answer.matched_host else "")),
+        ("path", answer.path + _matched(answer)),
         ("ingress", f"{answer.ingress} {answer.rule}"),
         ("policy", answer.policy),
+        ("status", str(answer.status or "")),
         ("backend", answer.backend),
         ("endpoints", ", ".join(answer.endpoints)),
         ("certificate", answer.certificate[:12]),
     ):
         if value.strip():
-            click.echo(f"{name:12} {value}")
+            click.echo(f"{name:12} {_plain(value)}")
     for note in answer.notes:
-        click.echo(f"- {note}")
+        click.echo(f"- {_plain(note)}")
     for problem in answer.problems:
         click.echo(f"! {problem.sentence()}")
     if show_policy:
         click.echo(answer.policy_text)
+
+
+def _matched(answer: ExplainAnswer) -> str:
+    words = " ".join(filter(None, (answer.match, answer.matched_path, answer.path_type)))
+    return f" ({words})" if words else ""
+
+
+def _plain(text: str) -> str:
+    """A decoded path may hold what a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

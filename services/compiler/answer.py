@@ -69,7 +69,7 @@ class Answers:
 
     async def _explain(self, request: Request) -> bytes:
         question = msgspec.json.decode(request.payload, type=ExplainQuestion)
-        return msgspec.json.encode(explain(self._state.engine, question))
+        return msgspec.json.encode(explain(self._state.engine, question, self._state.committer.served))
 
     async def _cover(self, request: Request) -> bytes:
         question = msgspec.json.decode(request.payload, type=CoverQuestion)

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from services.compiler.checkpoints import Checkpoints
-from services.compiler.head import Head, same
+from services.compiler.head import Head, Served, same
 from services.shared.bus.port import Bus, BusError, Conflict, TooLarge
 from services.shared.contracts.report import decode_node_report
 from services.shared.contracts.subjects import CLUSTER_STREAM, NODES_BUCKET, config_subject
@@ -95,6 +95,11 @@ class Committer:
     def pinned(self) -> int:
         """The version that a rollback holds; 0: none."""
         return self._head.pinned
+
+    @property
+    def served(self) -> Served | None:
+        """The head with its rows; None: there is no version."""
+        return self._head.served
 
     @property
     def settled(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from msgspec import Struct
@@ -27,6 +28,19 @@ class Pin(Struct, frozen=True):
     number: int
     rows: dict[str, bytes]
     bundle: PolicyBundle
+
+
+class Served(Struct, frozen=True, kw_only=True):
+    """The newest version: what nodes serve, or are about to."""
+
+    version: str
+    """`epoch.number`; empty: the stream has lost it, the rollback stands."""
+    pinned: int
+    """The version that a rollback holds; 0: none."""
+    rows: Mapping[str, bytes] | None
+    """None: they cannot be read."""
+    bundle: PolicyBundle | None
+    """The policies, where they may be others than the compiler's own."""
 
 
 class Head:
@@ -128,6 +142,15 @@ class Head:
     def pin_stands(self) -> bool:
         """Whether the rollback needs nothing: the stream has it, or its content cannot be had."""
         return self.pin is None or (not self.broken and self.manifest is not None and self.manifest.pinned == self.pin.number)
+
+    @property
+    def served(self) -> Served | None:
+        """None: there is nothing to serve yet."""
+        head, pin = self.manifest, self.pin
+        if head is None and pin is None:
+            return None
+        rows = self.held.rows if self.known else pin.rows if pin is not None else None
+        return Served(version=str(head.id) if head else "", pinned=self.pinned, rows=rows, bundle=pin.bundle if pin else None)
 
     # --- how it moves
 

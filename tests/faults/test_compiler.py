@@ -359,12 +359,17 @@ async def test_rollback_release_and_restart(rig: Rig) -> None:
     rig.start()
     held = await rig.edit("later.example.com", "later")
     assert (held.number, held.pinned, held.digest) == (3, 1, first.digest)
+    later = ExplainQuestion(url="http://later.example.com/")
+    told = await rig.ask(subjects.ASK_COMPILER_EXPLAIN, later, ExplainAnswer)
+    assert (told.matched_host, told.ingress, told.version, told.pinned) == ("_", "", "1.3", 1), "what is served, not what is wanted"
 
     released = await rig.ask(subjects.ASK_COMPILER_ROLLBACK, RollbackQuestion(release=True), RollbackAnswer)
     assert (released.number, released.error) == (4, "")
     manifest = await rig.until(lambda m: m.number == 4)
     assert (manifest.pinned, manifest.note) == (0, "release")
     assert "later" in {c.name for c in manifest.causes}, "what was held back is named"
+    told = await rig.ask(subjects.ASK_COMPILER_EXPLAIN, later, ExplainAnswer)
+    assert (told.ingress, told.version, told.pinned) == ("default/later", "1.4", 0)
     assert (await rig.content())[1] == rig.oracle()
 
     again = await rig.ask(subjects.ASK_COMPILER_ROLLBACK, RollbackQuestion(release=True), RollbackAnswer)

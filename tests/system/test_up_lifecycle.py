@@ -149,6 +149,9 @@ def test_rollback_diff_and_history(tmp_path: Path, ports: dict[str, int]) -> Non
         assert done.returncode == 0, done.stderr
         _until(lambda: get(up.http[0], "web.example.com")[2].startswith(b"blue"))
         assert up.run("wait").returncode == 1
+        told = up.run("explain", "http://web.example.com//x/..").stdout
+        assert f"a rollback to version {first} is pinned" in told
+        assert "default/blue:80" in told
         assert up.run("rollback", "--release").returncode == 0
         up.wait()
         assert get(up.http[0], "web.example.com")[2].startswith(b"green")

@@ -72,8 +72,9 @@ class ExplainAnswer(Struct, frozen=True, kw_only=True):
 
     host: str
     matched_host: str
-    """The row that answers: the host itself, `*.parent`, an alias's target, or `_`."""
+    """The row that answers: the host itself, `*.parent`, an alias's target, or `_`; empty: nginx refuses the request before it asks."""
     path: str
+    """As locations are matched: decoded once, `//` and dot segments resolved. Bytes that are no UTF-8 are shown as `\\xff`."""
     matched_path: str = ""
     path_type: str = ""
     match: str = ""
@@ -89,6 +90,12 @@ class ExplainAnswer(Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     """In the order of processing: redirects, access control, canaries, why others lost."""
     problems: tuple[Problem, ...] = ()
+    status: int = 0
+    """What nginx answers itself, whoever asks; 0: `backend` does."""
+    version: str = ""
+    """`epoch.number` of the version that this is the answer of; empty: there is none yet."""
+    pinned: int = 0
+    """The version that a rollback holds; 0: none."""
 
 
 class RollbackQuestion(Struct, frozen=True, kw_only=True):
