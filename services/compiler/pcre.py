@@ -15,6 +15,8 @@ import regex
 
 from services.shared.nginxtext.regex import LIMIT
 
+MOST_NESTED: Final = 250
+"""As PCRE is built."""
 CHARACTERS: Final = frozenset(range(256))
 _SETS: Final = {
     "h": frozenset(b"\t \xa0"),
@@ -70,7 +72,7 @@ def compiled(pattern: str) -> regex.Pattern[bytes]:
     told = _Reader(pattern.removeprefix(LIMIT)).read()
     try:
         return regex.compile(told.encode("latin-1"), regex.IGNORECASE | regex.VERSION1)
-    except (regex.error, ValueError, OverflowError) as error:
+    except (regex.error, ValueError, OverflowError, RecursionError) as error:
         raise Unknown(str(error)) from error
 
 
@@ -124,6 +126,8 @@ class _Reader:
         told = f"({found[0]}"
         if told.endswith(")"):
             return self._assertion(told)
+        if len(self._open) >= MOST_NESTED:
+            raise Unknown("groups are nested too deeply")
         self._groups += told == "("
         inside = bool(self._open) and self._open[-1] and told not in ("(?=", "(?!")
         self._open.append(told.startswith("(?<") or inside)

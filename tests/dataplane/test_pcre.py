@@ -65,7 +65,7 @@ def real() -> Search:
         if not code:
             return "refused"
         number = exec_(code, None, text, len(text), 0, 0, found, 30)
-        return None if number == -1 else (found[0], found[1]) if number > 0 else "gave up"
+        return None if number == -1 else (found[0], found[1]) if number >= 0 else "gave up"
 
     return search
 
@@ -98,6 +98,8 @@ def _told(pattern: str, text: bytes) -> Span:
         ("^/(?-i)a", b"/A"),
         ("^/(a|b)\\1", b"/bb"),
         ("^/(?<=a+)b", b"/ab"),
+        ("^/" + "(" * 250 + "a" + ")" * 250, b"/a"),
+        ("^/" + "(" * 251 + "a" + ")" * 251, b"/a"),
         ("^/\u00e9", "/\u00e9".encode()),
     ],
 )
