@@ -300,6 +300,28 @@ def test_they_agree(edge: Edge) -> None:
     assert {t.status for t in told} == {0, 200, 301, 302, 308, 400, 404, 503}
 
 
+def _names(chance: random.Random) -> Iterator[dict[str, Any]]:
+    """Ingresses whose hosts and aliases overlap as often as they can."""
+    aliases = ["a.b", "*.b", "*.a.b", "a.*", "a.b.*", ".b.a", "b.b.a", "~^a.*b$", "~^[ab]\\.", "~*B\\.A$", "c_d.b", "*.c", "~^c|d$", "~."]
+    hosts = ["a", "b", "a.b", "b.a", "*.a", "*.b", "*.a.b", "*.b.a", "a.a.b", "c.d", "a.b.c", "*.b.c", "x.example"]
+    for number, host in enumerate(chance.sample(hosts, 9)):
+        said = {"server-alias": ",".join(chance.sample(aliases, 2))} if chance.random() < 0.7 else {}
+        yield ingress(f"n{number}", {host: {f"/{number}": chance.choice(SERVICES)}}, annotations=said)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_they_agree_about_names_at_random(tmp_path: Path, backends: dict[str, Recorder], seed: int) -> None:
+    chance = random.Random(seed)
+    objects = [*(o for s in SERVICES for o in service(s, [backends[s].port])), *_names(chance)]
+    with running(tmp_path, objects, expected=EXPECTED) as edge:
+        for _ in range(150):
+            labels = [chance.choice(["a", "b", "b", "A", "c", "d", "a-b", "c_d", "*", "~"]) for _ in range(chance.randint(1, 4))]
+            host = ".".join(labels) + chance.choice(["", "", "", ".", ":80", ".:80"])
+            row = explain(edge.engine, ExplainQuestion(url=f"http://{host}/")).matched_host
+            served = [n for n in range(9) if _send(edge, host, f"/{n}").status == 200]
+            assert [n for n in range(9) if f'"/{n}"' in edge.engine.rows[f"h/{row}"].decode()] == served, host
+
+
 @pytest.mark.parametrize(("default", "errors"), [("default/d", "503"), ("default/empty", "418"), ("default/missing", "503")])
 def test_they_agree_about_a_default_backend(tmp_path: Path, backends: dict[str, Recorder], default: str, errors: str) -> None:
     objects = [
