@@ -59,7 +59,7 @@ def _answered(answer: ExplainAnswer, engine: Engine, rows: Rows, request: Reques
     if request.path == b"/" and host.row.app_root:
         outcome = app_root(host.row, found.backend)
     else:
-        outcome = routed(rows, request, method, host.name, host.row, found)
+        outcome = routed(rows, request, method, host.name, host.row, found, texts.get(found.policy, ""))
     return _described(_ended(answer, outcome), host.row, route, _origin(engine, rows, host), texts)
 
 

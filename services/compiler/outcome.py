@@ -20,11 +20,13 @@ _FORBIDDEN: Final = [
     for n in ("127.0.0.0/8", "169.254.0.0/16", "0.0.0.0/8", "224.0.0.0/4", "::1/128", "::/128", "fe80::/10", "ff00::/8")
 ]
 """As in lua/sluice/cidr.lua."""
+_INTERCEPTS: Final = re.compile(r"^(proxy|grpc)_intercept_errors on;$", re.ASCII | re.MULTILINE)
+"""The built-in default backend is an upstream like others: its 404 is intercepted where theirs are."""
 _GROUP: Final = re.compile(r"\$(?:([0-9])|\{([0-9])\})", re.ASCII)
 
 
 class Outcome(Struct):
-    """Filled step by step. `status` 0: the endpoints of `backend` answer, unless a note says who is turned away."""
+    """Filled step by step. `status` 0: the endpoints of `backend` answer. Notes say which clients are turned away before."""
 
     notes: list[str]
     status: int = 0
@@ -60,8 +62,8 @@ def unrouted(row: HostRow | None, how: str, path: bytes, shown: str) -> Outcome:
     return Outcome(notes=["no location matches: 404"], status=404)
 
 
-def routed(rows: Rows, request: Request, method: str, name: str, row: HostRow, route: Route) -> Outcome:
-    """The outcome of a route."""
+def routed(rows: Rows, request: Request, method: str, name: str, row: HostRow, route: Route, policy: str) -> Outcome:
+    """The outcome of a route. `policy`: the text of its policy."""
     out = Outcome(notes=[], backend=route.backend)
     settings = settings_of(rows)
     if method == "OPTIONS" and route.cors is not None:
@@ -77,12 +79,15 @@ def routed(rows: Rows, request: Request, method: str, name: str, row: HostRow, r
         _rewrite(out, request, route)
         if request.scheme == "http" and _wants_https(rows, request, name, row, route):
             out.ends(settings.http_redirect_code, f"{settings.http_redirect_code} to https")
-        _backend(out, rows, name, route, settings)
+        if name == CATCH_ALL and not route.ingress and not route.backend:
+            out.ends(404, "no location matches: 404")
+            return out
+        _backend(out, rows, route, settings)
         if route.block or route.allow:
             out.notes.append("clients: " + " ".join([*(f"not {c}" for c in route.block), *(f"only {c}" for c in route.allow)]))
         if route.basic or route.auth:
             out.notes.append("authentication: " + ("basic" if route.basic else f"asks {route.auth.url if route.auth else ''}"))
-    if out.status in route.errors and out.status >= 500:  # the router's own; its redirects are not intercepted
+    if out.status in route.errors and (out.status >= 500 or (out.status == 404 and _INTERCEPTS.search(policy))):
         _intercepted(out, rows, route, settings)
     return out
 
@@ -132,11 +137,10 @@ def _wants_https(rows: Rows, request: Request, name: str, row: HostRow, route: R
     return above is not None and above.tls
 
 
-def _backend(out: Outcome, rows: Rows, name: str, route: Route, settings: SettingsRow) -> None:
+def _backend(out: Outcome, rows: Rows, route: Route, settings: SettingsRow) -> None:
     primary = backend_row(rows, route.backend)
     if not route.backend:
-        what = "no location matches: 404" if name == CATCH_ALL and not route.ingress else "no backend: the built-in 404 answers"
-        out.ends(404, what)
+        out.ends(404, "no backend: the built-in 404 answers")
     elif primary is not None and _alive(primary):
         _serves(out, primary)
         if primary.canary:

@@ -329,11 +329,17 @@ def test_they_agree_about_a_default_backend(tmp_path: Path, backends: dict[str, 
         *service("empty", []),
         config_map({"custom-http-errors": errors}),
         ingress("named", {"named.example.com": {"/a": "a", "/e": "empty", "/m": "missing"}}, annotations={"force-ssl-redirect": "false"}),
+        ingress("found", {"found.example.com": {"/a": "a"}}, annotations={"custom-http-errors": "404", "default-backend": "c"}),
+        ingress(
+            "lost",
+            {"lost.example.com": {"/a": "a"}},
+            annotations={"custom-http-errors": "404", "default-backend": "c", "disable-proxy-intercept-errors": "true"},
+        ),
         ingress("own", {"own.example.com": {"/a": "a"}})
         | {"spec": {"ingressClassName": "nginx", "defaultBackend": _service("b"), "rules": [{"host": "own.example.com"}]}},
     ]
     with running(tmp_path, objects, flags=Flags(default_backend_service=default)) as edge:
-        for authority in ("named.example.com", "own.example.com", "nobody.example.com"):
+        for authority in ("named.example.com", "found.example.com", "lost.example.com", "own.example.com", "nobody.example.com"):
             for path in ("/", "/a", "/e", "/m", "/zz"):
                 seen, answer = _send(edge, authority, path), explain(edge.engine, ExplainQuestion(url=authority + path))
                 assert not list(_compare(answer, seen, None)), (authority, path)

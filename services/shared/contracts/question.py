@@ -91,7 +91,7 @@ class ExplainAnswer(Struct, frozen=True, kw_only=True):
     """In the order of processing: redirects, access control, canaries, why others lost."""
     problems: tuple[Problem, ...] = ()
     status: int = 0
-    """What nginx answers itself, whoever asks; 0: `backend` does."""
+    """What nginx answers itself; 0: `backend` does. `notes` name clients that get another answer."""
     version: str = ""
     """`epoch.number` of the version that this is the answer of; empty: there is none yet."""
     pinned: int = 0
