@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -224,3 +225,14 @@ def test_a_regular_expression_without_end_costs_little(edge: Edge, host: str) ->
 @pytest.mark.parametrize("host", ["a" * 3000, "a b", "a/b", "..", "-", "%00", "[::1]", "x" * 300 + ".example.com"])
 def test_hostile_host_headers_get_an_answer(edge: Edge, host: str) -> None:
     assert edge.get(host)[0] in (400, 404)
+
+
+def test_thousands_of_paths_of_one_host_are_served(tmp_path: Path) -> None:
+    """1.2 MB of JSON."""
+    with echoes("web", "other") as (ports, _):
+        paths = [rule("many.example.com", f"/p{n}", "Prefix", "other" if n % 2 else "web") for n in range(9_000)]
+        objects = [*service("web", [ports["web"]]), *service("other", [ports["other"]]), typed("many", *paths)]
+        with running(tmp_path, objects) as edge:
+            for n in (0, 1, 4_500, 8_999):
+                assert edge.seen("many.example.com", f"/p{n}/x")["name"] == ("other" if n % 2 else "web")
+            assert edge.get("many.example.com", "/p9000")[0] == 404

@@ -12,8 +12,9 @@ from typing import Final
 from services.shared.contracts.objects import HTTPIngressPath, Ingress, IngressBackend
 from services.shared.contracts.problem import Problem, Reason, printable
 
-MAX_RULES: Final = 1000
-MAX_PATHS: Final = 5000
+MAX_RULES: Final = 17_000
+MAX_PATHS: Final = 17_000
+"""What 1.5 MB of JSON have room for; the manifests source has no API server that counts."""
 MAX_PATH_BYTES: Final = 2048
 
 _LABEL: Final = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
