@@ -24,7 +24,12 @@ from services.shared.contracts.version import VersionId
 
 T = TypeVar("T")
 
-COVER_SECONDS: Final = 10.0
+AGAIN_SECONDS: Final = 1.0
+"""After so long a question is asked once more, for one who has taken the place of who died on it."""
+ANSWER_SECONDS: Final = 30.0
+"""How long an answer to each is waited for: looking at a large source takes longer than `AGAIN_SECONDS`."""
+RETRY_SECONDS: Final = 0.1
+"""After the word that there is no answer."""
 
 
 class Step(StrEnum):
@@ -72,15 +77,17 @@ class Barrier:
     async def source(self) -> BarrierAnswer:
         """Raises TimeUp."""
         self._watching(Step.WATCHER, ())
-        return await self._ask(Step.WATCHER, subjects.ASK_WATCHER_BARRIER, BarrierQuestion(), BarrierAnswer, 30.0)
+        while True:
+            answer = await self._ask(Step.WATCHER, subjects.ASK_WATCHER_BARRIER, BarrierQuestion(), BarrierAnswer)
+            if not answer.again:
+                return answer
+            await asyncio.sleep(RETRY_SECONDS)
 
     async def cover(self, sequence: int, ingress: str = "") -> CoverAnswer:
         """Raises TimeUp. An answer with `error` is final."""
         self._watching(Step.COMPILER, ())
         question = CoverQuestion(sequence=sequence, ingress=ingress)
-        return await self._ask(
-            Step.COMPILER, subjects.of_group(subjects.ASK_COMPILER_COVER, self._group), question, CoverAnswer, COVER_SECONDS
-        )
+        return await self._ask(Step.COMPILER, subjects.of_group(subjects.ASK_COMPILER_COVER, self._group), question, CoverAnswer)
 
     async def nodes(self, goal: CoverAnswer, row_keys: Collection[str] | None = None) -> list[Lack]:
         """Until no node lacks anything (empty), or one does finally, or time is up: then what is lacking.
@@ -124,18 +131,29 @@ class Barrier:
             return frozenset(await self._bus.entries(subjects.REVOKED_BUCKET))
         return frozenset()
 
-    async def _ask(self, step: Step, subject: str, question: Struct, answer: type[T], each_seconds: float) -> T:
-        """Ask until somebody answers or time is up."""
+    async def _ask(self, step: Step, subject: str, question: Struct, answer: type[T]) -> T:
+        """Ask until somebody answers or time is up. The first answer counts, to whichever of the questions."""
         detail = f"the {step} does not answer"
-        while (left := self._deadline - time.monotonic()) > 0:
-            try:
-                payload = await self._bus.request(subject, msgspec.json.encode(question), timeout=min(left, each_seconds))
-                return msgspec.json.decode(payload, type=answer)
-            except NoAnswer:
-                await asyncio.sleep(min(0.1, max(left, 0)))
-            except BusUnavailable as error:
-                detail = str(error)
-                await asyncio.sleep(min(0.1, max(left, 0)))
+        payload = msgspec.json.encode(question)
+        asked: set[asyncio.Task[bytes]] = set()
+        try:
+            while (left := self._deadline - time.monotonic()) > 0:
+                asked.add(asyncio.create_task(self._bus.request(subject, payload, timeout=min(left, ANSWER_SECONDS))))
+                done, _ = await asyncio.wait(asked, timeout=min(left, AGAIN_SECONDS), return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    try:
+                        return msgspec.json.decode(task.result(), type=answer)
+                    except NoAnswer:
+                        pass
+                    except BusUnavailable as error:
+                        detail = str(error)
+                asked -= done
+                if done:
+                    await asyncio.sleep(min(RETRY_SECONDS, left))
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
         raise TimeUp(step, detail)
 
 

@@ -29,6 +29,7 @@ class Waited(Struct, frozen=True, kw_only=True):
     reason: str = ""
     nodes: tuple[Lack, ...] = ()
     problems: tuple[Problem, ...] = ()
+    """Why not; if live, the objects that could not be read or published: for all others it holds."""
 
 
 @click.command("wait")
@@ -39,7 +40,8 @@ class Waited(Struct, frozen=True, kw_only=True):
 def command(state: StateDirectory, ingress: str | None, timeout: float, as_json: bool) -> int:
     """Wait until everything the source holds now (files written an instant before included) is live on all nodes.
 
-    Exit status 0 when it is; 1 with the reason on stderr otherwise.
+    Exit status 0 when it is; 1 with the reason on stderr otherwise. Single objects that cannot be published are named on stderr: for all
+    others it holds.
     """
     if ingress is not None and ingress.count("/") != 1:
         raise Stop(f"--for takes namespace/ingress, for example default/shop; got {ingress!r}")
@@ -47,19 +49,22 @@ def command(state: StateDirectory, ingress: str | None, timeout: float, as_json:
 
     async def run(bus: Bus, up: Up) -> Waited:
         barrier = Barrier(bus, group=up.group, expected=[n.name for n in up.nodes], deadline=began + timeout)
-        return await _wait(barrier, ingress or "", began)
+        return await until_live(barrier, ingress or "", began)
 
     result = ask(state, run)
     if as_json:
         print_json(result)
     if not result.live:
         raise Stop(result.reason)
+    if result.problems:
+        click.echo(f"without {_words(result.problems)}", err=True)
     if not as_json:
         click.echo(f"version {result.version} is live on all nodes after {result.seconds * 1000:.0f} ms")
     return 0
 
 
-async def _wait(barrier: Barrier, ingress: str, began: float) -> Waited:
+async def until_live(barrier: Barrier, ingress: str, began: float) -> Waited:
+    """The wait itself, until the barrier's deadline. `ingress` is empty: for everything."""
     try:
         source = await barrier.source()
         cover = await barrier.cover(source.sequence, ingress)
@@ -67,6 +72,9 @@ async def _wait(barrier: Barrier, ingress: str, began: float) -> Waited:
         return _not(began, up.step, f"time is up: {up.detail}")
     if cover.error:
         return _not(began, Step.COMPILER, cover.error)
+    own = tuple(p for p in source.problems if ingress and p.object == f"Ingress {ingress}")
+    if own:
+        return _not(began, "ingress", f"Ingress {ingress} is not published as it stands: {_words(own)}", own)
     if ingress and not cover.found:
         return _not(began, "ingress", f"Ingress {ingress} does not exist, or is not of our class", source.problems)
     lacking = await barrier.nodes(cover, cover.row_keys if ingress else None)
@@ -75,11 +83,19 @@ async def _wait(barrier: Barrier, ingress: str, began: float) -> Waited:
     if lacking:
         words = "; ".join(f"{lack.node} {lack.reason}" for lack in lacking)
         return _not(began, Step.NODES, f"not live on all nodes: {words}", nodes=tuple(lacking))
-    if source.problems and not ingress:
-        return _not(began, Step.WATCHER, f"not everything can be read: {_words(source.problems)}", source.problems, cover)
+    # One object that cannot be published keeps nobody else waiting; behind a file that cannot be read there may be anything.
+    counting = tuple(p for p in source.problems if not p.of_one_object)
+    if counting and not ingress:
+        return _not(began, Step.WATCHER, f"not everything can be read: {_words(counting)}", source.problems, cover)
     if cover.pinned:
         return _not(began, Step.COMPILER, f"a rollback to version {cover.pinned} is pinned; `sluice rollback --release` ends it")
-    return Waited(live=True, version=f"{cover.epoch}.{cover.number}", digest=cover.digest, seconds=time.monotonic() - began)
+    return Waited(
+        live=True,
+        version=f"{cover.epoch}.{cover.number}",
+        digest=cover.digest,
+        seconds=time.monotonic() - began,
+        problems=() if ingress else source.problems,
+    )
 
 
 def _not(

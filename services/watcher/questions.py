@@ -83,8 +83,11 @@ class Questions:
                 again = await self._pipeline.round(())
             sequence = await self._pipeline.covering_sequence()
             errors = [p for p in self._pipeline.problems() if p.severity == "error"]
-        if not self._pipeline.leading:
+        again = not self._pipeline.leading
+        if again:
             behind = "another watcher leads now; ask again"
         if behind:
             errors.insert(0, Problem(reason=Reason.SOURCE_UNREACHABLE, field="source", message=behind))
-        return BarrierAnswer(sequence=sequence, problems=tuple(errors[:PROBLEMS_ANSWERED]))
+        # What is not about one object alone counts for all: it comes first.
+        errors.sort(key=lambda p: p.of_one_object)
+        return BarrierAnswer(sequence=sequence, problems=tuple(errors[:PROBLEMS_ANSWERED]), again=again)

@@ -53,6 +53,11 @@ class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
     severity: Literal["error", "warning"] = "error"
     """error: (part of) the object is not in effect; warning: it is, but not all of it means what its author may think."""
 
+    @property
+    def of_one_object(self) -> bool:
+        """Nothing but `object` is affected."""
+        return bool(self.object) and self.reason not in (Reason.SOURCE_UNREACHABLE, Reason.UNREADABLE_FILE)
+
     def sentence(self) -> str:
         """For people: object, field, problem, good value."""
         where = f"{self.object}: {self.field}" if self.object else self.field

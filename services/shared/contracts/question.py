@@ -35,7 +35,9 @@ class BarrierAnswer(Struct, frozen=True, kw_only=True):
 
     sequence: int
     problems: tuple[Problem, ...] = ()
-    """What could not be read, and so is not covered."""
+    """What could not be read or published, and so is not covered. With `object`: that one alone."""
+    again: bool = False
+    """Who answers does not lead any more, and covers nothing: ask again."""
 
 
 class CoverQuestion(Struct, frozen=True, kw_only=True):

@@ -6,11 +6,15 @@ import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
-from services.shared.bus.port import Message
+import msgspec
+
+from services.shared.bus.port import Message, Request
 from services.shared.contracts.objects import Ingress, Key, Metadata
+from services.shared.contracts.question import BarrierAnswer
 from services.watcher.changes import Changes
 from services.watcher.options import WatcherOptions
 from services.watcher.pipeline import Pipeline
+from services.watcher.questions import Questions
 from tests.support.sealing import key_directory
 
 
@@ -27,6 +31,9 @@ class Source:
         found, self._changes = self._changes, Changes()
         return found
 
+    async def catch_up(self, seconds: float) -> str:
+        return ""
+
 
 class SlowBus:
     """Takes one batch each time it is told to."""
@@ -41,6 +48,9 @@ class SlowBus:
 
     async def history(self, stream: str, subject: str, *, after: int = 0, limit: int = 0) -> list[Message]:
         return []
+
+    async def last_sequence(self, stream: str) -> int:
+        return self.taken
 
     async def publish_many(self, messages: list[tuple[str, bytes, Mapping[str, str] | None]]) -> int:
         self.waiting.set()
@@ -81,3 +91,17 @@ async def test_who_may_not_publish_does_not(tmp_path: Path) -> None:
     may[0] = True
     await made.round(None)
     assert bus.taken == 3
+
+
+async def test_who_leads_no_more_says_so_instead_of_an_answer(tmp_path: Path) -> None:
+    may = [True]
+    made = pipeline(SlowBus(), Source(3), tmp_path, may=may)
+    questions = Questions(made)
+
+    async def again() -> bool:
+        return msgspec.json.decode(await questions.barrier(Request(payload=b"{}")), type=BarrierAnswer).again
+
+    assert not await again()
+    may[0] = False
+    assert await again()
+    await questions.close()
