@@ -31,13 +31,17 @@ class Pipeline:
         options: WatcherOptions,
         seen: Callable[[ObjectChanges], None] | None = None,
         may_publish: Callable[[], bool] = lambda: True,
+        refused: Callable[[Collection[Problem]], None] | None = None,
     ) -> None:
-        """`seen` is told of everything that is published, whether this watcher publishes it or another.
+        """`refused` is told of all objects that cannot be published, after each time that it was tried.
+
+        `seen` is told of everything that is published, whether this watcher publishes it or another.
 
         `may_publish` is asked before each flush: a process that was stopped for a while is told late that it leads no more.
         """
         self._seen = seen
         self._may_publish = may_publish
+        self._refused = refused
         self._flushing: asyncio.Task[None] | None = None
         self.lock = asyncio.Lock()
         self._bus = bus
@@ -115,6 +119,8 @@ class Pipeline:
             await self._bus.ensure()
             await self._publisher.read()
             await self._publisher.flush(mark=True)
+        if self._refused is not None:
+            self._refused(self._publisher.problems)
 
     async def catch_up(self, seconds: float) -> str:
         """Empty once the next round publishes all that the source has now; else why it cannot. Not under the lock."""

@@ -33,8 +33,9 @@ log = get_logger(__name__)
 
 BATCH: Final = 512
 """Messages in one pipeline."""
-MAX_DELTA_BYTES: Final = 1_000_000
-"""Below the default `max_payload` of a NATS server (1 MiB), with room for headers."""
+MAX_DELTA_BYTES: Final = 4 << 20
+"""Half of our servers' `max_payload`. The largest legal object has 1.5 MiB, and a sealed Secret of that size 2.7. With a server that
+takes less (1 MiB is its default) the limit goes down to that."""
 
 _RANK: Final = {kind: rank for rank, kind in enumerate(KINDS)}
 _KIND_OF_TOKEN: Final = {kind.lower(): kind for kind in KINDS}
@@ -344,6 +345,7 @@ def _too_large(key: Key, size: int, limit: int) -> Problem:
     return Problem(
         reason=Reason.TOO_LARGE,
         field="metadata.name",
-        message=f"has {size} bytes, more than the {limit} that the bus takes; its last smaller form, if any, stays in effect",
+        message=f"has {size} bytes, more than the {limit} that the bus takes: split it, or raise nats-server's max_payload; "
+        "its last smaller form, if any, stays in effect",
         object=str(key),
     )

@@ -71,7 +71,8 @@ class Watcher:
         self._source = source
         self._options = options
         self._election = election
-        self._pipeline = Pipeline(bus, source, options, reporting.note if reporting is not None else None, self._may_publish)
+        seen, refused = (reporting.note, reporting.refused) if reporting is not None else (None, None)
+        self._pipeline = Pipeline(bus, source, options, seen, self._may_publish, refused)
         if election is not None:
             self._pipeline.stand_by()
         self._questions = Questions(self._pipeline)

@@ -70,9 +70,8 @@ class Decider:
         try:
             answers = await self._ask(payload, f"{review.namespace}/{review.name}")
         except TooLarge:
-            problem = Problem(
-                reason=Reason.TOO_LARGE, field="metadata", message=f"the object has {len(payload)} bytes, more than the bus takes"
-            )
+            message = f"the object has {len(payload)} bytes, more than the bus takes: split it, or raise nats-server's max_payload"
+            problem = Problem(reason=Reason.TOO_LARGE, field="metadata", message=message)
             return Decision(answer=AdmissionAnswer(allowed=False, problems=(problem,)), by="rule")
         if len(answers) == len(self._groups):
             return Decision(answer=_together(answers), by="compiler")

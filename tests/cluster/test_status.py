@@ -161,6 +161,22 @@ async def test_events_as_kubectl_describe_shows_them(cell: Cell, namespace: str,
         await _events(api, namespace, {_said("is\\n\\x1b[31mwrong"): 2})
 
 
+async def test_an_ingress_that_the_bus_does_not_take_is_told_so_once(cell: Cell, namespace: str, api: Api) -> None:
+    large = ingress("web", {"a.example.com": {f"/{n}": "web" for n in range(100)}}, namespace=namespace)
+    await api.request("POST", _path(namespace), body=large)
+    said: dict[str, Any] = {}
+    found: list[dict[str, Any]] = []
+    for name in ("first", "second"):
+        await api.request("POST", _path(namespace), body=ingress(name, {f"{name}.example.com": {"/": "web"}}, namespace=namespace))
+        async with cell.watcher(name, flags=ADDRESS, max_delta_bytes=2_000, ready=False), asyncio.timeout(30):
+            while ("Ingress", name) not in await cell.published(namespace) or not said:
+                await asyncio.sleep(0.1)
+                found = msgspec.json.decode(await api.request("GET", f"/api/v1/namespaces/{namespace}/events"))["items"]
+                said = {e["involvedObject"]["name"]: (e["type"], e["reason"], e["count"]) for e in found}
+    assert said == {"web": ("Warning", "Rejected", 1)}
+    assert "more than the 2000 that the bus takes" in found[0]["message"]
+
+
 async def test_a_new_leader_repeats_nothing_and_says_what_was_missed(cell: Cell, namespace: str, api: Api) -> None:
     await api.request("POST", _path(namespace), body=ingress("web", {"a.example.com": {"/": "web"}}, namespace=namespace))
     async with cell.watcher("first", flags=ADDRESS) as first, cell.watcher("second", flags=ADDRESS, ready=False):

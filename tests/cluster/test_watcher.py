@@ -20,6 +20,7 @@ from services.shared.flags import Flags
 from services.shared.kube.client import Api, Unreachable
 from services.shared.kube.lease import Leader
 from services.watcher.__main__ import WatcherOptions, serve
+from services.watcher.publish import MAX_DELTA_BYTES
 from services.watcher.sources.kubernetes import reflector
 from tests.support.kube import KubeServer
 from tests.support.nats import NatsServer
@@ -66,10 +67,17 @@ class Cell:
         return self.kube.kubeconfig()
 
     @contextlib.asynccontextmanager
-    async def watcher(self, name: str = "watcher", flags: Flags = FLAGS, *, ready: bool = True) -> AsyncIterator[asyncio.Task[None]]:
+    async def watcher(
+        self, name: str = "watcher", flags: Flags = FLAGS, *, ready: bool = True, max_delta_bytes: int = MAX_DELTA_BYTES
+    ) -> AsyncIterator[asyncio.Task[None]]:
         stop = asyncio.Event()
         options = WatcherOptions(
-            kubeconfig=self.kubeconfig(), name=name, flags=flags, seal_keys=key_directory(self._directory / "seal"), verify_seconds=5.0
+            kubeconfig=self.kubeconfig(),
+            name=name,
+            flags=flags,
+            seal_keys=key_directory(self._directory / "seal"),
+            verify_seconds=5.0,
+            max_delta_bytes=max_delta_bytes,
         )
         async with JetStreamBus(self._url, name=name) as bus:
             task = asyncio.create_task(serve(bus, options, stop))

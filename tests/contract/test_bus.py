@@ -104,7 +104,12 @@ async def test_the_cluster_stream_keeps_the_last_of_each_subject(bus: JetStreamB
 async def test_what_is_too_large_is_refused_before_it_is_sent(bus: JetStreamBus) -> None:
     with pytest.raises(TooLarge):
         await bus.publish("cluster.v1.a.b.c", b"x" * (8 * 1024 * 1024 + 1))
+    headers = {"traceparent": "00-1-2-03"}
+    rest = 8 * 1024 * 1024 - len(b"NATS/1.0\r\ntraceparent: 00-1-2-03\r\n\r\n")
+    with pytest.raises(TooLarge):
+        await bus.publish_many([("cluster.v1.a.b.c", b"x" * (rest + 1), headers)])
     assert await bus.last_sequence(STREAM) == 0
+    assert await bus.publish_many([("cluster.v1.a.b.c", b"x" * rest, headers)]) == 1
 
 
 async def test_follow_backlog_then_news(bus: JetStreamBus) -> None:

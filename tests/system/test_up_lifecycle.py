@@ -201,6 +201,19 @@ def test_admission_over_https(tmp_path: Path, ports: dict[str, int]) -> None:
         assert any("proxy-body-size" in w for w in warned["warnings"])
 
 
+def test_an_ingress_as_large_as_an_api_server_takes_it(tmp_path: Path, ports: dict[str, int]) -> None:
+    up = SluiceUp(tmp_path, nodes=1)
+    _basic(up, ports)
+    large = ingress("large", {"large.example.com": {f"/{n}/{'x' * 1900}": "blue" for n in range(700)}})
+    text = many(large)
+    assert 1_300_000 < len(text) < 1_500_000
+    with up:
+        assert _review(up, large)["allowed"] is True
+        up.write("large.json", text)
+        up.wait("--for", "default/large")
+        assert get(up.http[0], "large.example.com", f"/699/{'x' * 1900}")[0] == 200
+
+
 def _review(up: SluiceUp, obj: dict[str, Any]) -> dict[str, Any]:
     webhook = up.up()["webhook"]
     request = {

@@ -80,7 +80,7 @@ class EventWriter:
                 if age > STALE_SECONDS or note.at < began - GAP_SECONDS:
                     continue
                 try:
-                    await self._write(note, perhaps_said=note.at < began)
+                    await self._write(note, perhaps_said=note.lasting or note.at < began)
                     delay = RETRY_SECONDS[0]
                 except KubeError as error:
                     log.warning("an Event could not be written", ingress=f"{note.namespace}/{note.name}", reason=note.reason, error=error)

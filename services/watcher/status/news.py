@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final, Literal
 
 import msgspec
@@ -51,6 +51,8 @@ class Note(Struct, frozen=True, kw_only=True):
     """Monotonic."""
     topic: str = ""
     """Notes of one reason and topic are one Event with the newest message; empty: each message is an Event of its own."""
+    lasting: bool = False
+    """It may have been said before, by whichever leader: not again where the Event has this message."""
 
 
 class News:
@@ -63,6 +65,7 @@ class News:
         self._clock = clock
         self._verdicts: dict[str, Verdict] = {}
         self._rejected: set[Place] = set()
+        self._unpublished: frozenset[Problem] = frozenset()
         self._on_their_way: dict[Place, tuple[dict[str, VersionId], float]] = {}
         """Group of nodes -> version, and since when."""
         self._live_said: dict[Place, float] = {}
@@ -80,9 +83,25 @@ class News:
             await asyncio.sleep(TICK_SECONDS)
             self.tick()
 
-    def _say(self, place: Place, type_: Literal["Normal", "Warning"], reason: str, message: str, topic: str = "") -> None:
+    def _say(
+        self, place: Place, type_: Literal["Normal", "Warning"], reason: str, message: str, topic: str = "", *, lasting: bool = False
+    ) -> None:
         namespace, name = place
-        self._take(Note(namespace=namespace, name=name, type=type_, reason=reason, message=message, at=self._clock(), topic=topic))
+        note = Note(
+            namespace=namespace, name=name, type=type_, reason=reason, message=message, at=self._clock(), topic=topic, lasting=lasting
+        )
+        self._take(note)
+
+    # --- what never comes to the compilers, and so has no verdict
+
+    def take_refused(self, problems: Collection[Problem]) -> None:
+        """All that the bus does not take now. A new leader learns it as if it were news."""
+        for problem in sorted(set(problems) - self._unpublished, key=lambda p: p.object):
+            kind, _, name = problem.object.partition(" ")
+            if kind == "Ingress":
+                namespace, _, name = name.partition("/")
+                self._say((namespace, name), "Warning", "Rejected", words(problem), topic="unpublished", lasting=True)
+        self._unpublished = frozenset(problems)
 
     # --- verdicts
 

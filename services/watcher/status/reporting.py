@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Final
 
 from services.shared.bus.port import Bus
+from services.shared.contracts.problem import Problem
 from services.shared.flags import Flags
 from services.shared.kube.client import Api, KubeError
 from services.shared.telemetry.lifecycle import until
@@ -48,6 +49,10 @@ class Reporting:
             for ours, status in self._statuses:
                 for affected in ours.note(key, obj):
                     status.note(affected)
+
+    def refused(self, problems: Collection[Problem]) -> None:
+        """All objects that cannot be published now."""
+        self._news.take_refused(problems)
 
     async def follow(self) -> None:
         """For ever, whether this watcher leads or not."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from services.shared.bus.port import BusUnavailable, Message, TooLarge
 from services.shared.contracts import subjects
 from services.shared.contracts.delta import Delta, SyncMark, decode_delta, decode_sync_mark, object_digest, set_digest
-from services.shared.contracts.objects import KINDS, AnyObject, ConfigMap, Ingress, Key, Metadata, Service, key_of
+from services.shared.contracts.objects import KINDS, AnyObject, ConfigMap, Ingress, Key, Metadata, Secret, Service, key_of
 from services.shared.contracts.problem import Reason
 from services.watcher.changes import ObjectChanges
 from services.watcher.publish import Publisher, StreamWentBack
@@ -274,6 +274,15 @@ async def test_an_object_too_large_is_refused_with_a_problem_and_the_rest_goes_o
 
     await publish(publisher, put(small))
     assert publisher.problems == ()
+
+
+async def test_the_largest_objects_that_an_api_server_takes_fit() -> None:
+    stream = Stream()
+    stream.max_payload = 8 << 20
+    secret = Secret(metadata=Metadata(name="s", namespace="default"), type="Opaque", data={"auth": b"x" * (3 << 19)})
+    large = ConfigMap(metadata=Metadata(name="c", namespace="default"), data={"a": "x" * (3 << 19)})
+    publisher = await started(stream, put(secret, large))
+    assert publisher.problems == () and len(stream.deltas()) == 2
 
 
 async def test_a_server_that_takes_less_than_thought_refuses_one_object_not_all() -> None:

@@ -72,4 +72,5 @@ async def test_without_a_connection_nobody_is_asked() -> None:
 async def test_an_object_that_is_too_large_is_denied() -> None:
     decision = await decided(Compilers(a=YES, b=TooLarge("no")))
     assert (decision.answer.allowed, decision.by) == (False, "rule")
-    assert decision.answer.problems[0].reason == Reason.TOO_LARGE
+    (problem,) = decision.answer.problems
+    assert problem.reason == Reason.TOO_LARGE and "split it" in problem.message

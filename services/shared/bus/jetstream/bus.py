@@ -34,6 +34,8 @@ class Rechecked(Protocol):
     def recheck(self) -> None: ...
 
 
+FRAME: Final = "NATS/1.0\r\n\r\n"
+"""Around headers."""
 FAILED: Final = "Sluice-Failed"
 """The header of an answer that there is none: the asker need not wait for its deadline."""
 
@@ -94,10 +96,10 @@ class JetStreamBus(Bus):
     async def publish(
         self, subject: str, payload: bytes, *, headers: Mapping[str, str] | None = None, expected_last: int | None = None
     ) -> int:
-        self._check(payload)
         out = dict(headers or {})
         if expected_last is not None:
             out[api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value] = str(expected_last)
+        self._check(payload, out)
         with mapped():
             try:
                 publishing = self._connection.js.publish(subject, payload, headers=out or None, timeout=ACK_SECONDS)
@@ -117,18 +119,20 @@ class JetStreamBus(Bus):
             for start in range(0, len(messages), PIPELINE):
                 waiting = []
                 for subject, payload, headers in messages[start : start + PIPELINE]:
-                    self._check(payload)
+                    self._check(payload, headers)
                     waiting.append(await self._connection.js.publish_async(subject, payload, headers=dict(headers) if headers else None))
                 async with asyncio.timeout(ACK_SECONDS * 4):
                     acks = await self._connection.unless_lost(asyncio.gather(*waiting))
                 last = acks[-1].seq
         return last
 
-    def _check(self, payload: bytes) -> None:
+    def _check(self, payload: bytes, headers: Mapping[str, str] | None = None) -> None:
         if not self._connection.client.is_connected:
             raise BusUnavailable("not connected to NATS")
-        if len(payload) > self._connection.client.max_payload:
-            raise TooLarge(f"{len(payload)} bytes; the server takes {self._connection.client.max_payload}")
+        # The server counts headers as well, which the library does not, and ends the connection of who sends more.
+        size = len(payload) + (len(FRAME) + sum(len(f"{k}: {v}\r\n".encode()) for k, v in headers.items()) if headers else 0)
+        if size > self._connection.client.max_payload:
+            raise TooLarge(f"{size} bytes; the server takes {self._connection.client.max_payload}")
 
     async def follow(
         self, stream: str, subject: str, *, after: int | None = 0, last_only: bool = False
@@ -236,7 +240,7 @@ class JetStreamBus(Bus):
     # --- questions
 
     async def request(self, subject: str, payload: bytes, *, timeout: float, headers: Mapping[str, str] | None = None) -> bytes:
-        self._check(payload)
+        self._check(payload, headers)
         with mapped():
             try:
                 answer = await self._connection.client.request(

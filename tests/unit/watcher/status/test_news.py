@@ -88,6 +88,19 @@ def test_a_rejection_names_field_problem_and_a_good_value() -> None:
     ]
 
 
+def test_what_the_bus_does_not_take_is_said_once_until_it_was_taken() -> None:
+    told = Told()
+    large = Problem(reason=Reason.TOO_LARGE, field="metadata.name", message="has 9 bytes", object="Ingress default/shop")
+    told.news.take_refused([large, Problem(reason=Reason.TOO_LARGE, field="data", message="has 9 bytes", object="Secret default/shop")])
+    told.news.take_refused([large])
+    assert [(n.namespace, n.name, n.type, n.reason, n.message) for n in told.notes] == [
+        ("default", "shop", "Warning", "Rejected", "metadata.name: has 9 bytes")
+    ]
+    told.news.take_refused([])
+    told.news.take_refused([large])
+    assert reasons(told.notes) == ["Rejected", "Rejected"]
+
+
 def test_an_accepted_ingress_has_problems_by_their_names_and_a_refused_policy_is_a_quarantine() -> None:
     told = Told()
     told.verdict("shop", ODD, accepted=True)
