@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from services.cli.errors import FAILED, USAGE
+from services.cli.errors import FAILED
 
 COMMANDS: Final[dict[str, str]] = {
     "up": "Run everything on this machine: nats-server, watcher, compiler, webhook, and nodes with their nginx.",
@@ -64,10 +64,13 @@ def main() -> None:
     """Mistakes of the user end in one sentence; only a bug shows a traceback."""
     try:
         result = sluice.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "sluice"
         click.echo(f"{where}: {error.format_message()} (see {where} --help)", err=True)
-        sys.exit(USAGE)
+        sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

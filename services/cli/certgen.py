@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from services.cli import options
-from services.cli.errors import Stop
+from services.cli.errors import FAILED, Stop
 
 if TYPE_CHECKING:
     from services.shared.kube.client import Api
@@ -18,12 +19,62 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
+LEVELS: Final = {
+    "panic": "CRITICAL",
+    "fatal": "CRITICAL",
+    "error": "ERROR",
+    "warn": "WARNING",
+    "warning": "WARNING",
+    "info": "INFO",
+    "debug": "DEBUG",
+    "trace": "DEBUG",
+}
+"""The original's names -> ours."""
+_LEVEL: Final = f"{__name__}.level"
+
+
+class AsTheOriginal(click.Group):
+    """Every error is exit status 1: a wrong command line, too."""
+
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        with _failing():
+            return super().make_context(*args, **more)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _failing():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _failing() -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        error.exit_code = FAILED  # type: ignore[misc]  # where click looks for it, whoever's it is
+        raise
+
+
+def _level(context: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        context.meta[_LEVEL] = LEVELS[value]
+
 
 def _everywhere(command: Command) -> Command:
     """Flags that the original takes before and after the sub-command."""
     for option in (
-        click.option("--log-format", default="json", hidden=True, expose_value=False, help="Taken, without effect."),
-        click.option("--log-level", default="info", hidden=True, expose_value=False, help="Taken, without effect."),
+        click.option(
+            "--log-format",
+            type=click.Choice(["json", "text"]),
+            expose_value=False,
+            help="Taken, without effect: the log is text on stderr.",
+        ),
+        click.option(
+            "--log-level",
+            type=click.Choice(list(LEVELS), case_sensitive=False),
+            callback=_level,
+            expose_value=False,
+            help="[default: what SLUICE_LOG says, info]",
+        ),
         click.option("--kubeconfig", type=options.path(exists=True, dir_okay=False), help="Which cluster.  [default: this pod's]"),
     ):
         command = option(command)
@@ -45,7 +96,7 @@ def _boolean(name: str) -> Callable[[Command], Command]:
     return click.option(name, default="true", show_default=True, is_flag=False, flag_value="true", type=bool)
 
 
-@click.group("certgen")
+@click.group("certgen", cls=AsTheOriginal)
 @_everywhere
 @click.pass_context
 def command(context: click.Context, kubeconfig: Path | None) -> None:
@@ -65,11 +116,22 @@ def _run(kubeconfig: Path | None, work: Callable[[Api], Awaitable[object]]) -> N
         finally:
             await api.close()
 
-    logs.configure("certgen")
+    logs.configure("certgen", click.get_current_context().meta.get(_LEVEL, ""))
     try:
         asyncio.run(run())
     except (CertgenError, KubeError) as error:
         raise Stop(str(error)) from None
+
+
+@command.command("version")
+@_everywhere
+@click.pass_obj
+def version(_: Path | None, kubeconfig: Path | None) -> None:
+    """Of Sluice and of Python, a line each."""
+    import importlib.metadata
+    import platform
+
+    click.echo(f"sluice {importlib.metadata.version('sluice-ingress')}\nPython {platform.python_version()}")
 
 
 @command.command("create")

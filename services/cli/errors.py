@@ -9,8 +9,6 @@ import click
 
 FAILED = 1
 """Exit status: what was asked for is not so, or could not be done; the reason is on stderr."""
-USAGE = 2
-"""Exit status: the command line itself is wrong."""
 
 
 class Stop(click.ClickException):

@@ -61,6 +61,7 @@ def generate(hosts: Sequence[str], *, valid_days: int = VALID_DAYS, traditional_
         _builder(ca_name, ca_name, ca_key.public_key(), begin, end)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(sign_certificates=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key()), critical=False)
         .sign(ca_key, hashes.SHA256())
     )
@@ -113,7 +114,7 @@ def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=not sign_certificates,
         content_commitment=False,
-        key_encipherment=False,
+        key_encipherment=not sign_certificates,
         data_encipherment=False,
         key_agreement=False,
         key_cert_sign=sign_certificates,

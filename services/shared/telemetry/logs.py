@@ -67,11 +67,11 @@ def get_logger(name: str) -> Logger:
     return Logger(name)
 
 
-def configure(service: str) -> None:
-    """Called once by each process."""
+def configure(service: str, level: str = "") -> None:
+    """Called once by each process. `level`: empty, or one of `logging`'s names, which counts instead of `SLUICE_LOG`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Format(service))
     root = logging.getLogger("services")
     root.handlers[:] = [handler]
     root.propagate = False
-    root.setLevel(os.environ.get("SLUICE_LOG", "info").upper())
+    root.setLevel(level or os.environ.get("SLUICE_LOG", "info").upper())

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from services.cli.certgen import command
 from services.shared.kube.client import Api, ApiError
@@ -66,7 +67,12 @@ async def test_the_secret_has_what_the_webhook_reads_and_the_original_writes(api
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["admission", "admission.edge.svc"]
     assert [str(a) for a in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.1", "::1"]
+    usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+    assert usage.digital_signature and usage.key_encipherment and not usage.key_cert_sign
+    usage = ca.extensions.get_extension_for_class(x509.KeyUsage).value
+    assert usage.key_cert_sign and not usage.key_encipherment
     for one in (ca, certificate):
+        assert list(one.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == [ExtendedKeyUsageOID.SERVER_AUTH]
         assert one.not_valid_before_utc < datetime.now(UTC) - timedelta(minutes=4)
         assert one.not_valid_after_utc > datetime.now(UTC) + timedelta(days=36_000)
     for name in ("cert", "key"):
@@ -228,8 +234,37 @@ def test_booleans_are_gos(api: FakeApi, run: Any, flag: str, touched: bool) -> N
 @pytest.mark.parametrize("arguments", [("create", *COMMON), ("create", "--host=a", "--namespace=edge"), ("patch", "--namespace=edge")])
 def test_what_is_required(run: Any, arguments: tuple[str, ...]) -> None:
     done = run(*arguments)
-    assert done.exit_code == 2
+    assert done.exit_code == 1
     assert "Missing option" in done.output
+
+
+@pytest.mark.parametrize("flag", ["--log-level", "--log-format"])
+@pytest.mark.parametrize("first", [True, False])
+def test_log_flags_that_are_none(run: Any, flag: str, first: bool) -> None:
+    create = ("create", *COMMON, "--host=a")
+    done = run(f"{flag}=bogus", *create) if first else run(*create, f"{flag}=bogus")
+    assert done.exit_code == 1
+    assert flag in done.output and "bogus" in done.output and ("debug" in done.output or "json" in done.output)
+
+
+def test_the_log_level_counts_wherever_it_stands(api: FakeApi, run: Any) -> None:
+    create = ("create", *COMMON, "--host=a")
+    assert "made" in run(*create).stderr
+    del api.objects[SECRET]
+    assert "made" not in run("--log-level=WARN", *create).stderr
+    del api.objects[SECRET]
+    assert "made" not in run("--log-level=info", *create, "--log-level=fatal").stderr
+
+
+def test_version(run: Any) -> None:
+    done = run("version", "--log-level=info")
+    assert done.exit_code == 0
+    assert [line.split()[0] for line in done.output.splitlines()] == ["sluice", "Python"]
+
+
+@pytest.mark.parametrize("arguments", [(), ("nope",), ("--nope",)])
+def test_without_a_sub_command_it_fails(run: Any, arguments: tuple[str, ...]) -> None:
+    assert run(*arguments).exit_code == 1
 
 
 def test_an_error_is_one_sentence(run: Any) -> None:
