@@ -10,7 +10,7 @@ import click
 from services.cli import options
 from services.cli.errors import Stop
 from services.shared.bus.address import BusAddress
-from services.shared.flags import FlagError, Flags, format_flags, parse_flags
+from services.shared.flags import FlagError, Flags, overlaid
 
 
 def _accounts(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -36,7 +36,7 @@ def _group_flags(_context: click.Context, _parameter: click.Parameter, values: t
 
 def _overlaid(flags: Flags, settings: list[str]) -> Flags:
     try:
-        return parse_flags([*format_flags(flags), *settings])
+        return overlaid(flags, settings)
     except FlagError as error:
         raise Stop(str(error).replace("--set-flag", "--group-flag")) from None
 

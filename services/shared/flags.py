@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -40,7 +41,7 @@ class Flags(Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fi
     publish_service: str = ""
     """`namespace/name` of the Service whose addresses go to Ingress status."""
     publish_status_address: str = ""
-    """Addresses and host names for Ingress status, separated by commas; goes before `publish_service`."""
+    """Addresses and host names for Ingress status, separated by commas. Not together with `publish_service`."""
     report_node_internal_ip_address: bool = False
     """Of the Nodes of edge nodes, which count when neither of these two is given, the internal addresses."""
     shutdown_grace_period: int = 0
@@ -75,6 +76,7 @@ NOT_THERE_YET: Final = frozenset(
 )
 """ingress-nginx's other flags: refused with a sentence of their own."""
 
+_SUBDOMAIN: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*", re.ASCII)
 _NAME = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
 
 
@@ -119,11 +121,28 @@ def _port(value: str) -> int:
     return int(value)
 
 
-def _addresses(value: str) -> str:
-    for part in filter(None, (p.strip() for p in value.split(","))):
-        if not re.fullmatch(r"[0-9A-Za-z]([-0-9A-Za-z.:]{0,251}[0-9A-Za-z])?", part, re.ASCII):
-            raise FlagError("is a list of addresses and host names, for example 203.0.113.7,lb.example.com")
+def _object_name(value: str) -> str:
+    if len(value) > 253 or not _SUBDOMAIN.fullmatch(value):
+        raise FlagError("is an object's name: lower-case letters, digits, `-` and `.`, for example ingress-controller-leader")
     return value
+
+
+def _addresses(value: str) -> str:
+    parts = [p.strip() for p in value.split(",") if p.strip()]
+    bad = [p for p in parts if not _is_address(p)]
+    if bad or (value and not parts):
+        shown = repr((bad or [value])[0][:80])
+        raise FlagError(f"is a list of IP addresses and lower-case host names, for example 203.0.113.7,lb.example.com; {shown} is neither")
+    return value
+
+
+def _is_address(text: str) -> bool:
+    """As the API server takes it in a status."""
+    try:
+        return ipaddress.ip_address(text) is not None and "%" not in text
+    except ValueError:
+        # Digits alone at the end: a mistyped address.
+        return len(text) <= 253 and _SUBDOMAIN.fullmatch(text) is not None and not text.rpartition(".")[2].isdigit()
 
 
 def _interval(value: str) -> int:
@@ -164,7 +183,7 @@ _PARSERS: Final[dict[str, Callable[[str], Parsed]]] = {
     "http-port": _port,
     "https-port": _port,
     "healthz-port": _port,
-    "election-id": _text,
+    "election-id": _object_name,
     "election-ttl": _duration,
     "disable-leader-election": _boolean,
     "update-status": _boolean,
@@ -177,6 +196,10 @@ _PARSERS: Final[dict[str, Callable[[str], Parsed]]] = {
     "status-update-interval": _interval,
 }
 """One entry for each field of `Flags`."""
+
+
+EXCLUSIVE: Final = (("watch-namespace", "watch-namespace-selector"), ("publish-service", "publish-status-address"))
+"""Flags of which only one may be there, empty ones apart."""
 
 
 def parse_flags(settings: Iterable[str]) -> Flags:
@@ -194,14 +217,23 @@ def parse_flags(settings: Iterable[str]) -> Flags:
             values[name] = parser(text)
         except FlagError as error:
             raise FlagError(f"--set-flag {name}={text[:80]!r} cannot be: {name} {error}") from None
-    if values.get("watch-namespace") and values.get("watch-namespace-selector"):
-        raise FlagError("--set-flag watch-namespace and --set-flag watch-namespace-selector cannot be given together")
+    for one, other in EXCLUSIVE:
+        if values.get(one) and values.get(other):
+            raise FlagError(f"--set-flag {one} and --set-flag {other} cannot be given together")
     return msgspec.convert(values, Flags)
 
 
 def given(settings: Iterable[str]) -> frozenset[str]:
     """The names among `settings`, to tell a flag that was set from one at its default."""
     return frozenset(s.partition("=")[0].lstrip("-") for s in settings)
+
+
+def overlaid(flags: Flags, settings: Iterable[str]) -> Flags:
+    """`flags` with these on top: of two that exclude each other the one that is given here. Raises FlagError."""
+    settings = tuple(settings)
+    values = {s.partition("=")[0].lstrip("-") for s in settings if s.partition("=")[2]}
+    replaced = {b for pair in EXCLUSIVE for a, b in (pair, pair[::-1]) if a in values and b not in values}
+    return parse_flags([*(f for f in format_flags(flags) if f.partition("=")[0] not in replaced), *settings])
 
 
 def format_flags(flags: Flags) -> list[str]:

@@ -230,6 +230,13 @@ def test_an_argument_that_is_no_flag_is_refused() -> None:
         render_text({"controller": {"extraArgs": {"enable-ssl-passthrough": ""}}})
 
 
+def test_addresses_come_from_a_service_or_from_a_list() -> None:
+    listed = {"publish-status-address": "203.0.113.1"}
+    render({"controller": {"extraArgs": listed}})
+    with pytest.raises(Refused, match=r"extraArgs\.publish-service and controller\.extraArgs\.publish-status-address exclude each other"):
+        render({"controller": {"extraArgs": listed | {"publish-service": "a/b"}}})
+
+
 def test_all_services_get_the_same_flags() -> None:
     rendered = render({"controller": {"extraArgs": {"default-ssl-certificate": "ingress/wildcard", "update-status": False}}})
 

@@ -15,6 +15,9 @@
 {{- fail (printf "%s cannot be honoured: it stands for --%s, which this version of Sluice does not have. Leave it at its default." $flag.from $name) -}}
 {{- end -}}
 {{- end -}}
+{{- if and (include "sluice.flagValue" (list . "publish-service")) (include "sluice.flagValue" (list . "publish-status-address")) -}}
+{{- fail "controller.extraArgs.publish-service and controller.extraArgs.publish-status-address exclude each other: addresses of Ingresses come from a Service or from a list. Remove one." -}}
+{{- end -}}
 {{- $asked := dict "controller.proxySetHeaders" (list "proxy-set-headers" .Values.controller.proxySetHeaders) "controller.addHeaders" (list "add-headers" .Values.controller.addHeaders) "dhParam" (list "ssl-dh-param" .Values.dhParam) -}}
 {{- range $value, $key := $asked -}}
 {{- if and (index $key 1) (not (has (index $key 0) $supported.configKeys)) -}}
