@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -208,6 +210,47 @@ def test_an_image_of_the_original_is_refused_with_what_to_do() -> None:
 def test_a_value_that_no_list_knows_is_refused() -> None:
     with pytest.raises(Refused, match="opentelemetry"):
         render_text({"controller": {"opentelemetry": {"enabled": True}}})
+
+
+def test_the_helpers_of_the_original_give_this_charts_names() -> None:
+    """As its own values.yaml shows it for topologySpreadConstraints."""
+    spread = {
+        "labelSelector": {"matchLabels": {"app.kubernetes.io/name": '{{ include "ingress-nginx.name" . }}'}},
+        "topologyKey": "topology.kubernetes.io/zone",
+        "maxSkew": 1,
+        "whenUnsatisfiable": "ScheduleAnyway",
+    }
+    names = {
+        "name": "sluice",
+        "namespace": "ingress",
+        "fullname": "edge-sluice",
+        "controller.fullname": "edge-sluice-controller",
+        "controller.electionID": "edge-sluice-leader",
+        "controller.publishServicePath": "ingress/edge-sluice-controller",
+        "admissionWebhooks.fullname": "edge-sluice-admission",
+        "admissionWebhooks.patch.serviceAccountName": "edge-sluice-admission",
+        "admissionWebhooks.createSecretJob.fullname": "edge-sluice-admission-create",
+        "admissionWebhooks.patchWebhookJob.fullname": "edge-sluice-admission-patch",
+        "defaultBackend.fullname": "edge-sluice-defaultbackend",
+        "defaultBackend.serviceAccountName": "edge-sluice-backend",
+        "serviceAccountName": "edge-sluice",
+    }
+    maps = ("labels", "selectorLabels")
+    service = {"annotations": {name: f'{{{{ include "ingress-nginx.{name}" . }}}}' for name in names}}
+    service["annotations"] |= {name: f'{{{{ include "ingress-nginx.{name}" . | fromYaml | toJson | b64enc }}}}' for name in maps}
+
+    rendered = render({"controller": {"topologySpreadConstraints": [spread], "service": service}})
+
+    edge = one(rendered, "Deployment", "edge-sluice-controller")
+    (constraint,) = pod_of(edge)["topologySpreadConstraints"]
+    assert constraint["labelSelector"]["matchLabels"].items() <= edge["spec"]["template"]["metadata"]["labels"].items()
+    annotations = one(rendered, "Service", "edge-sluice-controller")["metadata"]["annotations"]
+    assert {name: annotations[name] for name in names} == names
+    labels, selector = (json.loads(base64.b64decode(annotations[name])) for name in maps)
+    assert labels == {k: v for k, v in edge["metadata"]["labels"].items() if k != "app.kubernetes.io/component"}
+    assert selector == {"app.kubernetes.io/name": "sluice", "app.kubernetes.io/instance": "edge"}
+    for kind, name in (("ServiceAccount", names["serviceAccountName"]), ("Job", names["admissionWebhooks.patchWebhookJob.fullname"])):
+        one(rendered, kind, name)
 
 
 def test_the_schema_is_that_of_the_values() -> None:
