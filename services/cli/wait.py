@@ -76,7 +76,7 @@ async def until_live(barrier: Barrier, ingress: str, began: float) -> Waited:
     if own:
         return _not(began, "ingress", f"Ingress {ingress} is not published as it stands: {_words(own)}", own)
     if ingress and not cover.found:
-        return _not(began, "ingress", f"Ingress {ingress} does not exist, or is not of our class", source.problems)
+        return _not(began, "ingress", f"Ingress {ingress} does not exist, is being deleted, or is not of our class", source.problems)
     lacking = await barrier.nodes(cover, cover.row_keys if ingress else None)
     if ingress and not cover.accepted:
         return _not(began, "ingress", f"Ingress {ingress} is not in effect: {_words(cover.problems)}", cover.problems)

@@ -109,9 +109,12 @@ class Engine:
         return self._bundle
 
     def knows(self, namespace: str, name: str) -> bool:
-        """Whether there is such an Ingress, and it is ours."""
+        """Whether there is such an Ingress, and it is to be served by us."""
         found = self.world.get(Ingress, namespace, name)
-        return found is not None and is_ours(found, self.world.ingress_class, self.flags)
+        return found is not None and self._serves(found)
+
+    def _serves(self, ingress: Ingress) -> bool:
+        return not ingress.metadata.deletion_timestamp and is_ours(ingress, self.world.ingress_class, self.flags)
 
     def apply(self, delta: Delta) -> bool:
         """Take one delta; whether it matters to anything."""
@@ -221,7 +224,7 @@ class Engine:
     def _read_one(self, place: Place) -> None:
         found = self.world.get(Ingress, *place)
         key = Key("Ingress", *place)
-        if found is None or found.metadata.deletion_timestamp or not is_ours(found, self.world.ingress_class, self.flags):
+        if found is None or not self._serves(found):
             self._forget(place, key)
             return
         suspect = self._tried[place] = suspect_of(found)

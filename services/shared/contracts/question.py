@@ -55,7 +55,7 @@ class CoverAnswer(Struct, frozen=True, kw_only=True):
     digest: str
     pinned: int = 0
     found: bool = True
-    """False: the Ingress asked for does not exist (or is not of our class)."""
+    """False: the Ingress asked for does not exist (or is being deleted, or is not of our class)."""
     accepted: bool = True
     problems: tuple[Problem, ...] = ()
     row_keys: tuple[str, ...] = ()

@@ -116,3 +116,15 @@ def test_endpoints_of_a_service_that_is_only_a_canary() -> None:
     engine.compile()
 
     assert b"9001" in engine.rows["b/default/next:80"]
+
+
+def test_an_ingress_that_is_being_deleted_is_served_no_more() -> None:
+    web = ingress("web", {"a.example.com": {"/": "web-0"}})
+    world = [upsert(CLASS), *(upsert(o) for o in service("web-0", [9000])), upsert(web)]
+    engine = engine_of(world)
+    assert engine.row_keys("default", "web")
+    web["metadata"]["deletionTimestamp"] = "2026-03-01T12:00:00Z"
+    engine.apply(upsert(web))
+    engine.compile()
+    assert engine.rows.keys() == engine_of(world[:-1]).rows.keys()
+    assert not engine.knows("default", "web")
