@@ -1,4 +1,4 @@
-"""`sluice diff A B`: objects, policies and rows between two versions."""
+"""`sluice diff [A] B`: objects, policies and rows between two versions."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from services.cli import options
 from services.cli.running import ask, print_json
 from services.cli.state import StateDirectory, Up
 from services.shared.bus.port import Bus
+from services.shared.contracts.version import VersionId
 from services.shared.versions.diff import VersionDiff, diff
 
 
 @click.command("diff")
-@click.argument("a", type=int)
-@click.argument("b", type=int)
+@click.argument("versions", metavar="[A] B", nargs=-1, required=True, type=options.VersionParameter())
 @options.state
 @options.as_json
-def command(a: int, b: int, state: StateDirectory, as_json: bool) -> None:
-    """What changed from version A to version B (numbers, as `sluice history` shows them)."""
+def command(versions: tuple[VersionId, ...], state: StateDirectory, as_json: bool) -> None:
+    """What changed from version A (the one before B, where it is not given) to version B: 1.88 or 88, as `sluice history` shows it."""
+    if len(versions) not in (1, 2):
+        raise click.UsageError("compares two versions, or one with its predecessor")
+    a, b = None if len(versions) == 1 else versions[0], versions[-1]
 
     async def run(bus: Bus, up: Up) -> VersionDiff:
         return await diff(bus, up.group, a, b)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import click
 from services.cli.errors import Stop
 from services.cli.state import StateDirectory, default_state
 from services.shared.bus.address import BusAddress
+from services.shared.contracts.version import VersionId
 from services.shared.flags import FlagError, Flags, parse_flags
 
 
@@ -90,6 +92,18 @@ health_port = click.option(
     type=click.IntRange(0, 65535),
     help="Plain HTTP for /healthz, /readyz and /metrics.  [default: none]",
 )
+
+
+class VersionParameter(click.ParamType[VersionId]):
+    """A version as `history` and `status` name it; epoch 0: only its number was given."""
+
+    name = "version"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> VersionId:
+        found = re.fullmatch(r"(?:([0-9]{1,9})\.)?([0-9]{1,18})", str(value), re.ASCII)
+        if found is None or int(found[2]) == 0:
+            self.fail(f"{value!r} is no version: it is written 1.88 or 88, as `sluice history` shows it", param, ctx)
+        return VersionId(int(found[1] or 0), int(found[2]))
 
 
 def path(**more: Any) -> click.Path:

@@ -99,14 +99,14 @@ class Answers:
         question = msgspec.json.decode(request.payload, type=RollbackQuestion)
         async with self._state.working:
             try:
-                answer = await (self._release() if question.release else self._roll_back(question.number))
+                answer = await (self._release() if question.release else self._roll_back(question))
             except (Unreadable, BusError) as error:
                 answer = RollbackAnswer(error=str(error))
         await self._state.progressed()
         return msgspec.json.encode(answer)
 
-    async def _roll_back(self, number: int) -> RollbackAnswer:
-        manifest = await self._state.committer.roll_back(number)
+    async def _roll_back(self, question: RollbackQuestion) -> RollbackAnswer:
+        manifest = await self._state.committer.roll_back(question.number, question.epoch)
         return RollbackAnswer(epoch=manifest.epoch, number=manifest.number)
 
     async def _release(self) -> RollbackAnswer:

@@ -162,10 +162,13 @@ class Committer:
             self._note_step(mine)
         return manifest
 
-    async def roll_back(self, number: int) -> Manifest:
-        """A version with the content of an old one, pinned. Raises Unreadable, and what the bus raises."""
+    async def roll_back(self, number: int, epoch: int = 0) -> Manifest:
+        """A version with the content of an old one (`epoch` 0: the newest of this number), pinned.
+
+        Raises Unreadable, and what the bus raises.
+        """
         manifests = await read.stored(self._bus, self._group)
-        old = read.find(manifests, number)
+        old = read.find(manifests, number, epoch)
         rows = await read.rows_of(self._bus, old, manifests, self._ring)
         bundle = await read.bundle_of(self._bus, old)
         covers = self.head.covers if self.head else 0

@@ -29,7 +29,7 @@ from services.shared.contracts.question import (
     RollbackQuestion,
 )
 from services.shared.contracts.report import NodeReport
-from services.shared.contracts.version import Manifest
+from services.shared.contracts.version import Manifest, VersionId
 from services.shared.flags import Flags
 from services.shared.versions import read
 from services.shared.versions.diff import diff
@@ -376,14 +376,16 @@ async def test_rollback_release_and_restart(rig: Rig) -> None:
     assert "nothing is pinned" in again.error
     unknown = await rig.ask(subjects.ASK_COMPILER_ROLLBACK, RollbackQuestion(number=99), RollbackAnswer)
     assert "version 99 is not kept; 1 to 4 are" in unknown.error
+    unknown = await rig.ask(subjects.ASK_COMPILER_ROLLBACK, RollbackQuestion(number=1, epoch=9), RollbackAnswer)
+    assert "version 9.1 is not kept; 1.1 to 1.4 are" in unknown.error
 
 
 async def test_differences_name_objects_policies_and_rows(rig: Rig) -> None:
     first = await _filled(rig)
     await rig.cover(await rig.cluster.put(ingress("new", {"new.example.com": {"/": "web-0"}}, annotations={"proxy-read-timeout": "77"})))
     last = await rig.cover(await rig.cluster.remove("Ingress", "app-0"))
-    found = await diff(rig.bus, GROUP, first.number, last.number)
-    back = await diff(rig.bus, GROUP, last.number, first.number)
+    found = await diff(rig.bus, GROUP, VersionId(0, first.number), VersionId(0, last.number))
+    back = await diff(rig.bus, GROUP, VersionId(0, last.number), VersionId(0, first.number))
 
     assert [(c.op, c.name) for c in found.causes] == [("delete", "app-0"), ("upsert", "new")]
     added = next(r for r in found.rows if r.key == "h/new.example.com")
@@ -391,7 +393,15 @@ async def test_differences_name_objects_policies_and_rows(rig: Rig) -> None:
     assert [p.scope for p in found.policies_added] == ["location"] and "77" in found.policies_added[0].text
     assert [(r.key, r.after, r.before) for r in back.rows] == [(r.key, r.before, r.after) for r in found.rows]
     with pytest.raises(read.Unreadable, match="version 9 is not kept; 1 to 3 are"):
-        await diff(rig.bus, GROUP, 1, 9)
+        await diff(rig.bus, GROUP, VersionId(0, 1), VersionId(0, 9))
+
+    step = await diff(rig.bus, GROUP, None, VersionId(last.epoch, last.number))
+    assert (step.before, step.after) == (f"{last.epoch}.{last.number - 1}", f"{last.epoch}.{last.number}")
+    assert [(c.op, c.name) for c in step.causes] == [("delete", "app-0")]
+    with pytest.raises(read.Unreadable, match=r"version 7.2 is not kept; 1.1 to 1.3 are"):
+        await diff(rig.bus, GROUP, None, VersionId(7, 2))
+    with pytest.raises(read.Unreadable, match=r"version 1.1 is the oldest that is kept"):
+        await diff(rig.bus, GROUP, None, VersionId(0, 1))
 
 
 async def test_cover_admit_and_explain(rig: Rig) -> None:

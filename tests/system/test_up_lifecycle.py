@@ -145,8 +145,17 @@ def test_rollback_diff_and_history(tmp_path: Path, ports: dict[str, int]) -> Non
         assert [c["name"] for c in shown["causes"]] == ["web"]
         assert "h/web.example.com" in [r["key"] for r in shown["rows"]]
 
-        done = up.run("rollback", str(first))
+        assert up.json("diff", f"1.{first}", f"1.{second}") == shown
+        assert up.json("diff", f"1.{second}")["before"] == f"1.{second - 1}"
+        assert up.run("diff").returncode == up.run("diff", "1", "2", "3").returncode == 2
+        for wrong in (("diff", "1.x"), ("rollback", "0"), ("rollback", "1.2.3")):
+            done = up.run(*wrong)
+            assert done.returncode == 2
+            assert "is no version: it is written 1.88 or 88, as `sluice history` shows it" in done.stderr
+
+        done = up.run("rollback", f"1.{first}")
         assert done.returncode == 0, done.stderr
+        assert f"the content of version {first}, pinned" in done.stdout
         _until(lambda: get(up.http[0], "web.example.com")[2].startswith(b"blue"))
         assert up.run("wait").returncode == 1
         told = up.run("explain", "http://web.example.com//x/..").stdout

@@ -103,6 +103,8 @@ class ExplainAnswer(Struct, frozen=True, kw_only=True):
 class RollbackQuestion(Struct, frozen=True, kw_only=True):
     number: int = 0
     """The version whose content to return to; 0 with `release`."""
+    epoch: int = 0
+    """Of that version; 0: of equal numbers, the newest epoch's."""
     release: bool = False
 
 

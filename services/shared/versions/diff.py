@@ -8,9 +8,9 @@ import msgspec
 from msgspec import Struct
 
 from services.shared.bus.port import Bus
-from services.shared.contracts.version import Cause, Policy
+from services.shared.contracts.version import Cause, Policy, VersionId
 from services.shared.sealing.material import is_secret
-from services.shared.versions.read import bundle_of, find, rows_of, stored
+from services.shared.versions.read import before, bundle_of, find, rows_of, stored
 
 
 class RowChange(Struct, frozen=True, kw_only=True):
@@ -33,15 +33,16 @@ class VersionDiff(Struct, frozen=True, kw_only=True):
     policies_removed: tuple[Policy, ...]
 
 
-async def diff(bus: Bus, group: str, a: int, b: int) -> VersionDiff:
-    """Compare versions by number (of equal numbers, the newest epoch's). Raises Unreadable."""
+async def diff(bus: Bus, group: str, a: VersionId | None, b: VersionId) -> VersionDiff:
+    """Compare two versions, or (`a` None) one with its predecessor. Epoch 0: of equal numbers, the newest epoch's. Raises Unreadable."""
     manifests = await stored(bus, group)
-    first, second = find(manifests, a), find(manifests, b)
+    second = find(manifests, b.number, b.epoch)
+    first = find(manifests, a.number, a.epoch) if a is not None else before(manifests, second)
     rows_a, rows_b = await rows_of(bus, first, manifests, None), await rows_of(bus, second, manifests, None)
     policies_a = {p.hash: p for p in (await bundle_of(bus, first)).policies}
     policies_b = {p.hash: p for p in (await bundle_of(bus, second)).policies}
-    low, high = sorted((a, b))
-    causes = {(c.kind, c.namespace, c.name): c for m in manifests if low < m.number <= high for c in m.causes}
+    low, high = sorted((first.id, second.id))
+    causes = {(c.kind, c.namespace, c.name): c for m in manifests if low < m.id <= high for c in m.causes}
     keys = sorted(k for k in rows_a.keys() | rows_b.keys() if _differs(k, rows_a, rows_b))
     return VersionDiff(
         before=str(first.id),

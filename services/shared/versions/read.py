@@ -55,13 +55,23 @@ async def history(bus: Bus, group: str) -> list[Manifest]:
     return list(kept(await stored(bus, group)))
 
 
-def find(manifests: Sequence[Manifest], number: int) -> Manifest:
-    """The kept version of this number. Raises Unreadable."""
-    found = next((m for m in reversed(kept(manifests)) if m.number == number), None)
+def find(manifests: Sequence[Manifest], number: int, epoch: int = 0) -> Manifest:
+    """The kept version of this number; `epoch` 0: the newest epoch's. Raises Unreadable."""
+    shown = kept(manifests)
+    found = next((m for m in reversed(shown) if m.number == number and epoch in (0, m.epoch)), None)
     if found is None:
-        shown = kept(manifests)
-        raise Unreadable(f"version {number} is not kept; {f'{shown[0].number} to {shown[-1].number} are' if shown else 'none is'}")
+        wanted, names = (f"{epoch}.{number}", [str(m.id) for m in shown]) if epoch else (str(number), [str(m.number) for m in shown])
+        raise Unreadable(f"version {wanted} is not kept; {f'{names[0]} to {names[-1]} are' if names else 'none is'}")
     return found
+
+
+def before(manifests: Sequence[Manifest], version: Manifest) -> Manifest:
+    """The version before a kept one. Raises Unreadable."""
+    shown = kept(manifests)
+    at = shown.index(version)
+    if at == 0:
+        raise Unreadable(f"version {version.id} is the oldest that is kept: there is none before it to compare it with")
+    return shown[at - 1]
 
 
 async def head(bus: Bus, group: str) -> tuple[Manifest, int] | None:
