@@ -227,6 +227,22 @@ def test_hostile_host_headers_get_an_answer(edge: Edge, host: str) -> None:
     assert edge.get(host)[0] in (400, 404)
 
 
+def test_paths_in_any_language_match_what_clients_encode(tmp_path: Path) -> None:
+    with echoes("web", "other") as (ports, _):
+        objects = [
+            *service("web", [ports["web"]]),
+            *service("other", [ports["other"]]),
+            typed("literal", rule("l.example.com", "/straße", "Prefix", "web"), rule("l.example.com", "/道", "Exact", "other")),
+            typed("regex", rule("r.example.com", "/caf(é|e)/(.*)", "ImplementationSpecific", "web"), annotations={"rewrite-target": "/$2/$1"}),
+        ]
+        with running(tmp_path, objects) as edge:
+            assert edge.seen("l.example.com", "/stra%C3%9Fe/x")["path"] == "/stra%C3%9Fe/x"
+            assert edge.seen("l.example.com", "/%E9%81%93")["name"] == "other"
+            assert edge.get("l.example.com", "/%E9%81%93/x")[0] == 404
+            assert edge.seen("r.example.com", "/caf%C3%A9/a")["path"] == "/a/%C3%A9"
+            assert edge.seen("r.example.com", "/cafe/a")["path"] == "/a/e"
+
+
 def test_thousands_of_paths_of_one_host_are_served(tmp_path: Path) -> None:
     """1.2 MB of JSON."""
     with echoes("web", "other") as (ports, _):

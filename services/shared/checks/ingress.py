@@ -87,8 +87,8 @@ def _path(path: HTTPIngressPath, field: str, strict: bool) -> Iterator[Problem]:
         yield _bad(
             f"{field}.pathType", Reason.INVALID_PATH, f'"{printable(str(kind))}" is not Exact, Prefix or ImplementationSpecific', "Prefix"
         )
-    if len(text) > MAX_PATH_BYTES or any(not " " <= c <= "~" for c in text):
-        yield _bad(f"{field}.path", Reason.INVALID_PATH, f"is not printable ASCII of at most {MAX_PATH_BYTES} bytes", "/shop")
+    if not text.isprintable() or len(text.encode()) > MAX_PATH_BYTES:
+        yield _bad(f"{field}.path", Reason.INVALID_PATH, f"is not printable text of at most {MAX_PATH_BYTES} bytes", "/shop")
         return
     if text and not text.startswith("/"):
         yield _bad(f"{field}.path", Reason.INVALID_PATH, f'"{printable(text)}" does not begin with /', "/shop")

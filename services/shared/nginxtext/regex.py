@@ -1,7 +1,8 @@
 """Tenants' regular expressions (paths, rewrite patterns, canary patterns, aliases), for PCRE.
 
 Python's `re` is no oracle for PCRE. The check here is a reader of the PCRE syntax that tenants use: balanced groups and classes, no
-backtracking verbs, no named groups, no recursion, no callouts; what passes is bounded at run time with `(*LIMIT_MATCH=...)`.
+backtracking verbs, no named groups, no recursion, no callouts; what passes is bounded at run time with `(*LIMIT_MATCH=...)`. It matches
+bytes: a letter of another language is several, so it stands in no class.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ def bounded(pattern: str, *, anchored: bool = False) -> str:
 
 def check_regex(pattern: str) -> None:
     """Raises TextError with what is wrong."""
-    if len(pattern) > MAX_LENGTH:
+    if not pattern.isprintable():
+        raise TextError("a regular expression of printable characters")
+    if len(pattern.encode()) > MAX_LENGTH:
         raise TextError(f"a regular expression of at most {MAX_LENGTH} bytes")
-    if not all(" " <= c <= "~" for c in pattern):
-        raise TextError("a regular expression in printable ASCII")
     depth, at, end = 0, 0, len(pattern)
     repeatable = False  # whether a quantifier may come next
     while at < end:
@@ -71,6 +72,8 @@ def _escape(pattern: str, at: int) -> int:
     after = pattern[at + 1 : at + 2]
     if not after:
         raise TextError("a regular expression that does not end with a backslash")
+    if not after.isascii():
+        raise TextError(f"a regular expression with {after} as it is, without a backslash")
     if after.isalpha() and after not in "dDwWsSbBnrtfvhHAzZxQEpPuUKRX":
         raise TextError(f"a regular expression without \\{after}")
     if after in "QEpPuUKRX":
@@ -99,6 +102,8 @@ def _class(pattern: str, at: int) -> int:
                 raise TextError("a regular expression with known [:classes:]")
             at = close + 2
             continue
+        if not pattern[at].isascii():
+            raise TextError(f"a regular expression with ({pattern[at]}|...) in place of a class: it is matched byte by byte")
         if _bad_range(pattern, at):
             raise TextError("a regular expression whose ranges are ordered")
         at += 1
