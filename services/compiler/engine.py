@@ -202,6 +202,7 @@ class Engine:
         return SettingsRow(
             use_forwarded_headers=s.use_forwarded_headers,
             http_redirect_code=s.http_redirect_code,
+            relative_redirects=s.relative_redirects,
             default_backend=self.default_backend.key if self.default_backend else "",
             log_unmatched=s.enable_access_log_for_default_backend,
             skip_log_urls=s.skip_access_log_urls,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support.backends import echoes
 from tests.support.edge import Edge, running
-from tests.support.objects import ingress, service, tls_secret
+from tests.support.objects import config_map, ingress, service, tls_secret
 
 pytestmark = pytest.mark.nginx
 
@@ -27,6 +28,8 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
             ingress("force", {"force.example.com": web}, annotations={"force-ssl-redirect": "true"}),
             ingress("root", {"root.example.com": web}, annotations={"app-root": "/start"}),
             ingress("moved", {"moved.example.com": web}, annotations={"permanent-redirect": "https://new.example.com/x?y=1"}),
+            ingress("path", {"path.example.com": web}, annotations={"permanent-redirect": "/new?a=b"}),
+            ingress("slash", {"slash.example.com": {"/é/": "web"}}),
             ingress(
                 "code",
                 {"code.example.com": web},
@@ -48,6 +51,8 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
         ("root.example.com", "/", 302, "http://root.example.com/start"),
         ("root.example.com", "/start", 200, None),
         ("moved.example.com", "/a", 301, "https://new.example.com/x?y=1"),
+        ("path.example.com", "/a", 301, "http://path.example.com/new?a=b"),
+        ("slash.example.com", "/%C3%A9?q", 301, "http://slash.example.com/%C3%A9/?q"),
         ("code.example.com", "/a", 308, "https://new.example.com"),
         ("temp.example.com", "/", 302, "https://t.example.com"),
         ("tls.example.com", "/", 308, "https://tls.example.com"),
@@ -75,3 +80,16 @@ def test_over_https_nothing_redirects_to_it_and_hsts_is_said(edge: Edge, host: s
 def test_hsts_is_not_said_in_clear(edge: Edge) -> None:
     assert "strict-transport-security" not in edge.get("plain.example.com")[1]
     assert "strict-transport-security" not in edge.get("plain.example.com", "/?h-Strict-Transport-Security=max-age=1")[1]
+
+
+def test_redirects_stay_relative_where_the_administrator_wants_it(tmp_path: Path) -> None:
+    with echoes("web") as (ports, _):
+        objects = [
+            config_map({"relative-redirects": "true"}),
+            *service("web", [ports["web"]]),
+            ingress("path", {"path.example.com": {"/": "web"}}, annotations={"permanent-redirect": "/new"}),
+            ingress("slash", {"slash.example.com": {"/a/": "web"}}),
+        ]
+        with running(tmp_path, objects) as edge:
+            assert edge.get("path.example.com", "/a")[1]["location"] == "/new"
+            assert edge.get("slash.example.com", "/a?q")[1]["location"] == "/a/?q"

@@ -244,6 +244,7 @@ class SettingsRow(Row, frozen=True, kw_only=True):
 
     use_forwarded_headers: bool = False
     http_redirect_code: int = 308
+    relative_redirects: bool = False
     default_backend: str = ""
     """Backend key of --default-backend-service; empty: the built-in 404."""
     log_unmatched: bool = False

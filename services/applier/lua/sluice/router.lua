@@ -54,10 +54,19 @@ local function blocked(settings)
     or settings.referers and routes.any(settings.referers, var.http_referer or "")
 end
 
+-- What nginx itself makes of a Location that is a path.
+local function absolute(url)
+  if url:byte(1) ~= 47 or rows.settings().relative_redirects then
+    return url
+  end
+  local var = ngx.var
+  return var.scheme .. "://" .. (var.http_host or var.host) .. url
+end
+
 local function add_slash()
   local var = ngx.var
   local args = var.args
-  return redirect(nil, var.scheme .. "://" .. (var.http_host or var.host) .. var.uri .. "/" .. (args and "?" .. args or ""), 301)
+  return redirect(nil, absolute(ngx.escape_uri(var.uri, 0) .. "/" .. (args and "?" .. args or "")), 301)
 end
 
 -- Redirects to https where the route wants it; returns otherwise.
@@ -170,7 +179,7 @@ local function features(route, host, name, row, v)
     var.sluice_cors = route.cors_text
   end
   if route.redirect then
-    return redirect(route, route.redirect.url, route.redirect.code)
+    return redirect(route, absolute(route.redirect.url), route.redirect.code)
   end
   if route.deny then
     return finish(route, route.deny)
