@@ -233,7 +233,9 @@ def test_paths_in_any_language_match_what_clients_encode(tmp_path: Path) -> None
             *service("web", [ports["web"]]),
             *service("other", [ports["other"]]),
             typed("literal", rule("l.example.com", "/straße", "Prefix", "web"), rule("l.example.com", "/道", "Exact", "other")),
-            typed("regex", rule("r.example.com", "/caf(é|e)/(.*)", "ImplementationSpecific", "web"), annotations={"rewrite-target": "/$2/$1"}),
+            typed(
+                "regex", rule("r.example.com", "/caf(é|e)/(.*)", "ImplementationSpecific", "web"), annotations={"rewrite-target": "/$2/$1"}
+            ),
         ]
         with running(tmp_path, objects) as edge:
             assert edge.seen("l.example.com", "/stra%C3%9Fe/x")["path"] == "/stra%C3%9Fe/x"
