@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from services.compiler.graph import Place
 from services.compiler.ingresses import ReadIngress
-from services.compiler.locations import without_policy
+from services.compiler.locationpolicy import without_policy
 from services.shared.contracts.problem import Problem, Reason
 
 
@@ -47,6 +47,10 @@ class Accepted:
         self._quarantined.pop(place, None)
         self._rejected.discard(place)
 
+    def reconsider(self) -> None:
+        """The settings are others, and every policy with them: nodes will say what they refuse of these."""
+        self._quarantined.clear()
+
     def rejects(self, place: Place) -> bool:
         """Whether what the Ingress says now is not accepted."""
         return place in self._rejected
@@ -56,7 +60,7 @@ class Accepted:
         place = (ingress.namespace, ingress.name)
         if self._quarantined.get(place, ("",))[0] == policy_hash:
             return False
-        self._quarantined[place] = (policy_hash, _refused(ingress, words))
+        self._quarantined[place] = (policy_hash, _refused(ingress, words, alone=len(self._good.get(place, ())) < 2))
         return True
 
     def problem(self, place: Place) -> Problem | None:
@@ -65,7 +69,8 @@ class Accepted:
         return found[1] if found is not None else None
 
 
-def _refused(ingress: ReadIngress, words: str) -> Problem:
+def _refused(ingress: ReadIngress, words: str, *, alone: bool) -> Problem:
     snippet = bool(ingress.settings.configuration_snippet)
     field = "metadata.annotations[nginx.ingress.kubernetes.io/configuration-snippet]" if snippet else "metadata.annotations"
-    return Problem(reason=Reason.REFUSED_BY_NGINX, field=field, message=f"nginx refuses what it makes: {words}; its last good form stays")
+    instead = "it had no other form, and its routes answer 503" if alone else "its last good form stays"
+    return Problem(reason=Reason.REFUSED_BY_NGINX, field=field, message=f"nginx refuses what it makes: {words}; {instead}")

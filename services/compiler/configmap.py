@@ -7,7 +7,7 @@ are named with the nearest known one.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any, Final, Literal
 
@@ -15,9 +15,11 @@ import msgspec
 from msgspec import Struct
 
 from services.compiler import known
+from services.compiler.annotations.settings import IngressSettings
 from services.compiler.configvalues import (
     PartlyUsable,
     boolean,
+    buffer_size,
     buffers,
     cidrs,
     ciphers,
@@ -32,7 +34,7 @@ from services.compiler.configvalues import (
     media_type,
     mime_types,
     one_of,
-    optional_size,
+    optional_buffer_size,
     patterns,
     processes,
     protocols,
@@ -40,9 +42,12 @@ from services.compiler.configvalues import (
     request_key,
     risk,
     size,
+    size_between,
     switch,
     words,
 )
+from services.compiler.locationpolicy import location_policy
+from services.compiler.policies import render_bundle
 from services.compiler.settings import GlobalSettings
 from services.shared.contracts.problem import Problem, Reason, printable
 from services.shared.nginxtext.arguments import TextError
@@ -125,10 +130,10 @@ KEYS: Final[dict[str, Key]] = {
         *_keys(
             Context.LOCATION,
             proxy_body_size=size,
-            proxy_buffer_size=size,
+            proxy_buffer_size=buffer_size,
             proxy_buffering=switch,
             proxy_buffers_number=integer(2, 1024),
-            proxy_busy_buffers_size=optional_size,
+            proxy_busy_buffers_size=optional_buffer_size,
             proxy_connect_timeout=_timeout,
             proxy_send_timeout=_timeout,
             proxy_read_timeout=_timeout,
@@ -183,13 +188,13 @@ KEYS: Final[dict[str, Key]] = {
             keep_alive_requests=integer(1),
             client_header_timeout=_timeout,
             client_body_timeout=_timeout,
-            client_header_buffer_size=size,
-            client_body_buffer_size=size,
+            client_header_buffer_size=size_between("256", "1m"),
+            client_body_buffer_size=size_between("1k", "1g"),
             large_client_header_buffers=buffers,
             http2_max_concurrent_streams=integer(1, 100000),
             upstream_keepalive_connections=integer(0, 100000),
             upstream_keepalive_requests=integer(1),
-            upstream_keepalive_time=duration,
+            upstream_keepalive_time=duration("ms|s|m|h|d"),
             upstream_keepalive_timeout=_timeout,
             use_gzip=boolean,
             gzip_level=integer(1, 9),
@@ -208,17 +213,17 @@ KEYS: Final[dict[str, Key]] = {
             ssl_protocols=protocols,
             ssl_ciphers=ciphers,
             ssl_ecdh_curve=curves,
-            ssl_buffer_size=size,
+            ssl_buffer_size=size_between("512", "1m"),
             ssl_session_cache=boolean,
-            ssl_session_cache_size=size,
-            ssl_session_timeout=duration,
+            ssl_session_cache_size=size_between("64k", "1g"),
+            ssl_session_timeout=duration("s|m|h|d|w|M|y"),
             ssl_session_tickets=boolean,
             ssl_early_data=boolean,
         ),
         *_keys(
             Context.MAIN,
             worker_processes=processes,
-            worker_shutdown_timeout=duration,
+            worker_shutdown_timeout=duration("ms|s|m|h|d"),
             max_worker_connections=integer(64, 1000000),
             enable_multi_accept=boolean,
             error_log_level=one_of("debug", "info", "notice", "warn", "error", "crit", "alert", "emerg"),
@@ -253,7 +258,31 @@ def parse_settings(data: Mapping[str, str], previous: GlobalSettings | None = No
             problems.append(_bad(key, f'"{printable(data[raw])}" is not {error}; the last good value stays', name))
             if previous is not None:
                 values[key.field] = getattr(previous, key.field)
+    problems += _unrenderable(values, previous, name)
     return msgspec.structs.replace(_DEFAULTS, **values), problems
+
+
+def _unrenderable(values: dict[str, Any], previous: GlobalSettings | None, name: str) -> Iterator[Problem]:
+    """What the parsers let through and no policy can be made of is taken out of `values`: a mistake here, and none to die of."""
+    if not _refused(values):
+        return
+    for field in sorted(values):
+        words = _refused({field: values[field]})
+        if words:
+            key = KEYS[field.replace("_", "-")]
+            yield _bad(key, f"is not {words}; the last good value stays", name)
+            del values[field]
+            if previous is not None:
+                values[field] = getattr(previous, field)
+
+
+def _refused(values: dict[str, Any]) -> str:
+    settings = msgspec.structs.replace(_DEFAULTS, **values)
+    try:
+        render_bundle(settings, [location_policy(IngressSettings(), settings)])
+    except TextError as error:
+        return str(error)
+    return ""
 
 
 def _bad(key: Key, message: str, name: str, severity: Literal["error", "warning"] = "error") -> Problem:

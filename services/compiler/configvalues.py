@@ -44,12 +44,33 @@ def size(text: str) -> str:
     return text
 
 
-def optional_size(text: str) -> str:
-    return size(text) if text else ""
+def size_between(low: str, high: str) -> Callable[[str], str]:
+    """Within what nginx takes, and a worker has room for."""
+
+    def parse(text: str) -> str:
+        if not arg.size_bytes(low) <= arg.size_bytes(text) <= arg.size_bytes(high):
+            raise TextError(f"a size from {low} to {high}")
+        return text
+
+    return parse
 
 
-def duration(text: str) -> str:
-    return arg.Duration(text).text
+buffer_size = size_between("1k", "16m")
+
+
+def optional_buffer_size(text: str) -> str:
+    return buffer_size(text) if text else ""
+
+
+def duration(units: str) -> Callable[[str], str]:
+    """`units`: those that the directive knows. One in milliseconds has no months and years, one in seconds no `ms`."""
+
+    def parse(text: str) -> str:
+        if not arg.fullmatch(rf"[0-9]{{1,7}}({units})?", text):
+            raise TextError(f"a number and a unit ({units.replace('|', ', ')})")
+        return arg.Duration(text).text
+
+    return parse
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -23,7 +23,7 @@ from services.compiler.graph import Graph, Place
 from services.compiler.hosts import HostProblems, LoweredHost, homeless, lower_host
 from services.compiler.ingresses import CATCH_ALL, BackendRef, ReadIngress, read_ingress
 from services.compiler.ir import LocationPolicy
-from services.compiler.locations import FIRST_PORT
+from services.compiler.locations import FIRST_PORT, unclaimed_location
 from services.compiler.policies import policy_of, render_bundle
 from services.compiler.refusals import Refusals
 from services.compiler.settings import GlobalSettings
@@ -160,6 +160,7 @@ class Engine:
         self._dirty_verdicts.add(key)
         if settings != self.settings:
             self.settings = settings
+            self._forms.reconsider()
             self._all_dirty = self._bundle_dirty = True
 
     # --- out
@@ -410,25 +411,28 @@ class Engine:
 
     # --- policies that nginx refuses
 
-    def quarantine(self, policy_hash: str, words: str) -> list[str]:
-        """nginx refuses a policy: the Ingresses that need it go back to their last good form. Returns the names of new culprits."""
-        news = self._refusals.note(self._bundle, policy_hash, words)
-        if news is not None:
+    def refuse(self, refused: Mapping[str, str]) -> list[str]:
+        """nginx refuses policies (hash -> words): the Ingresses that need one go back to their last good form, unless the ConfigMap is to
+        blame. Returns the names of new culprits."""
+        news, left = self._refusals.note(self._bundle, self._plainest(), {h: w for h, w in refused.items() if self._uses_policy(h)})
+        if news:
             self._dirty_verdicts.add(self._configmap)
-            return [str(self._configmap)] if news else []
         culprits: dict[str, ReadIngress] = {}
-        for lowered in self.hosts.values():
+        for lowered in self.hosts.values() if left else ():
             for location in lowered.locations:
-                if location.route.policy == policy_hash and location.ingress is not None:
-                    culprits[location.ingress.ref] = location.ingress
-        for ref, ingress in sorted(culprits.items()):
-            if self._forms.quarantine(ingress, policy_hash, words):
-                self._dirty_ingresses.add((ingress.namespace, ingress.name))
-            else:
-                del culprits[ref]  # nodes repeat their reports
-        return sorted(culprits)
+                policy = location.route.policy
+                ingress = location.ingress
+                if policy not in left or ingress is None or ingress.ref in culprits:
+                    continue
+                if self._forms.quarantine(ingress, policy, left[policy]):  # nodes repeat their reports
+                    culprits[ingress.ref] = ingress
+        self._dirty_ingresses |= {(i.namespace, i.name) for i in culprits.values()}
+        return [*([str(self._configmap)] if news else []), *sorted(culprits)]
 
-    def uses_policy(self, policy_hash: str) -> bool:
+    def _plainest(self) -> str:
+        return unclaimed_location(self).route.policy
+
+    def _uses_policy(self, policy_hash: str) -> bool:
         """Whether the version being made, or the last one, has it."""
         return policy_hash in {p.hash for p in self._bundle.policies} or any(
             policy_of(p, self.settings).hash == policy_hash for p in self._policies

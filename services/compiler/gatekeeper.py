@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Final
 
 import msgspec
@@ -40,7 +40,9 @@ UNREADABLE: Final = (msgspec.DecodeError, RecursionError)
 class Gatekeeper:
     """One compiler's. Several may run: what each writes, it writes over what it has read (compare-and-set)."""
 
-    def __init__(self, bus: Bus, group: str, rollout: Rollout) -> None:
+    def __init__(self, bus: Bus, group: str, rollout: Rollout, heard: Callable[[NodeReport], Awaitable[None]]) -> None:
+        """`heard` is told of each report of the group's nodes, once all that there were are known."""
+        self._heard = heard
         self._bus = bus
         self._group = group
         self._subject = bucket_subject(ROLLOUTS_BUCKET, token(group))
@@ -88,20 +90,35 @@ class Gatekeeper:
             async for entry in entries:
                 if isinstance(entry, CaughtUp):
                     self._reports.set()
+                    news = list(self._nodes.values())
                 else:
-                    self._note(entry.key, entry.value)
+                    noted = self._note(entry.key, entry.value)
+                    news = [noted] if noted is not None and self._reports.is_set() else []
                 self._wake.set()
+                for report in news:
+                    await self._heard(report)
 
-    def _note(self, key: str, value: bytes | None) -> None:
+    def _note(self, key: str, value: bytes | None) -> NodeReport | None:
         report = None
         if value is not None:
-            with contextlib.suppress(*UNREADABLE):  # who else reads reports says so
+            try:
                 report = decode_node_report(value)
+            except UNREADABLE as error:
+                log.error("a node's report could not be read", key=key, error=error)
         # a node may write its own key only, whatever name it gives itself inside
         if report is not None and report.group == self._group and token(report.node) == key:
             self._nodes[key] = report
-        else:
-            self._nodes.pop(key, None)
+            return report
+        self._nodes.pop(key, None)
+        return None
+
+    def runs_elsewhere(self, policy: str, node: str) -> bool:
+        """Whether another node runs a policy of the head: then it is no word of `node` that makes it a bad one."""
+        head = self._head
+        return head is not None and any(
+            n.node != node and n.ready and n.policy_digest == head.policy_digest and policy not in (*n.unloaded, *n.refused)
+            for n in self._nodes.values()
+        )
 
     async def _run(self) -> None:
         await self._reports.wait()

@@ -13,6 +13,8 @@ from msgspec import Struct
 from services.compiler.annotations import registry
 from services.compiler.annotations.families import ANNOTATIONS
 from services.compiler.annotations.settings import IngressSettings
+from services.compiler.locationpolicy import location_policy
+from services.compiler.policies import policy_of
 from services.compiler.settings import GlobalSettings
 from services.shared.checks.ingress import check_ingress
 from services.shared.contracts.objects import Ingress, IngressBackend
@@ -143,6 +145,14 @@ def _regex_problems(read: registry.ReadAnnotations, paths: tuple[PathRule, ...])
                 )
 
 
+def _unrenderable(own: IngressSettings, settings: GlobalSettings) -> Iterator[Problem]:
+    """What the parsers let through and no policy can be made of: a mistake here, and none to die of."""
+    try:
+        policy_of(location_policy(own, settings), settings)
+    except TextError as error:
+        yield Problem(reason=Reason.INVALID_ANNOTATION, field="metadata.annotations", message=f"one of them is not {error}")
+
+
 def _repeated(annotations: dict[str, str], paths: tuple[PathRule, ...]) -> Iterator[Problem]:
     """A small object with many paths and long lists would become rows that no node has room for."""
     each = sum(len(value) for name, value in annotations.items() if name.startswith(registry.PREFIX) and not name.endswith("-snippet"))
@@ -209,6 +219,8 @@ def read_ingress(ingress: Ingress, settings: GlobalSettings) -> ReadIngress:
     said = registry.read(meta.annotations, settings, ANNOTATIONS, snippets=settings.allow_snippet_annotations)
     paths = tuple(_paths(ingress))
     fatal = [*check_ingress(ingress, strict_paths=False), *_regex_problems(said, paths), *_repeated(meta.annotations, paths)]
+    if not said.rejected and not fatal:
+        fatal += _unrenderable(said.settings, settings)
     combined = list(_combinations(said.settings, meta.namespace, settings.allow_cross_namespace_resources))
     return ReadIngress(
         namespace=meta.namespace,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Final, Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -14,6 +14,7 @@ from services.compiler.annotations.registry import PREFIX
 from services.compiler.annotations.settings import IngressSettings
 from services.compiler.ingresses import BackendRef, ReadIngress
 from services.compiler.ir import LocationPolicy
+from services.compiler.locationpolicy import location_policy, pick
 from services.compiler.policies import policy_of
 from services.compiler.settings import GlobalSettings
 from services.shared.contracts.objects import Secret
@@ -21,8 +22,6 @@ from services.shared.contracts.problem import Problem, Reason
 from services.shared.contracts.tables import BasicAuth, Cors, ExternalAuth, Redirect, Rewrite, Route
 from services.shared.nginxtext.arguments import size_bytes
 from services.shared.nginxtext.regex import bounded
-
-T = TypeVar("T")
 
 FIRST_PORT = "*"
 """The port of a reference to "the first port of the Service"."""
@@ -57,61 +56,6 @@ class Location(Struct, frozen=True, kw_only=True):
     backends: tuple[BackendRef, ...] = ()
     """Everything the route may send to."""
     problems: tuple[Problem, ...] = ()
-
-
-def _pick(own: T | None, inherited: T) -> T:
-    return inherited if own is None else own
-
-
-def location_policy(s: IngressSettings, g: GlobalSettings) -> LocationPolicy:
-    """The policy of an Ingress's locations, before what depends on the single path."""
-    next_upstream = _pick(s.proxy_next_upstream, g.proxy_next_upstream)
-    if g.retry_non_idempotent and "non_idempotent" not in next_upstream:
-        next_upstream = (*next_upstream, "non_idempotent")
-    signin = bool(s.auth_url and s.auth_signin)
-    own_errors = s.custom_http_errors
-    inherited_errors = () if signin else g.custom_http_errors
-    return LocationPolicy(
-        protocol=s.backend_protocol,  # type: ignore[arg-type]  # one of the four: values.protocol
-        connect_timeout=_pick(s.proxy_connect_timeout, g.proxy_connect_timeout),
-        send_timeout=_pick(s.proxy_send_timeout, g.proxy_send_timeout),
-        read_timeout=_pick(s.proxy_read_timeout, g.proxy_read_timeout),
-        body_size=_pick(s.proxy_body_size, g.proxy_body_size),
-        buffering=_pick(s.proxy_buffering, g.proxy_buffering),
-        buffer_size=_pick(s.proxy_buffer_size, g.proxy_buffer_size),
-        buffers_number=_pick(s.proxy_buffers_number, g.proxy_buffers_number),
-        busy_buffers_size=_pick(s.proxy_busy_buffers_size, g.proxy_busy_buffers_size),
-        request_buffering=_pick(s.proxy_request_buffering, g.proxy_request_buffering),
-        http_version=_pick(s.proxy_http_version, g.proxy_http_version),  # type: ignore[arg-type]  # 1.0 or 1.1
-        max_temp_file_size=_pick(s.proxy_max_temp_file_size, g.proxy_max_temp_file_size),
-        next_upstream=next_upstream,
-        next_upstream_tries=_pick(s.proxy_next_upstream_tries, g.proxy_next_upstream_tries),
-        next_upstream_timeout=_pick(s.proxy_next_upstream_timeout, g.proxy_next_upstream_timeout),
-        basic_auth=bool(s.auth_type),
-        external_auth=bool(s.auth_url),
-        signin=signin,
-        cors=s.enable_cors,
-        limit_rps=s.limit_rps,
-        limit_rpm=s.limit_rpm,
-        limit_burst_multiplier=s.limit_burst_multiplier if s.limit_rps or s.limit_rpm else 5,
-        limit_connections=s.limit_connections,
-        error_codes=_pick(own_errors, inherited_errors),
-        intercept_upstream_errors=not (s.disable_proxy_intercept_errors or g.disable_proxy_intercept_errors),
-        snippet=s.configuration_snippet,
-    )
-
-
-_POLICY_FIELDS: Final = (
-    *(f for f in IngressSettings.__struct_fields__ if f.startswith(("proxy_", "limit_"))),
-    *("auth_type", "auth_url", "auth_signin", "enable_cors", "custom_http_errors", "disable_proxy_intercept_errors"),
-    "configuration_snippet",
-)
-
-
-def without_policy(s: IngressSettings) -> IngressSettings:
-    """The same Ingress with the policy of one that says nothing: nginx refuses its own, and it is closed until it changes."""
-    bare = IngressSettings()
-    return replace(s, **{field: getattr(bare, field) for field in _POLICY_FIELDS})
 
 
 def cors_of(s: IngressSettings) -> Cors | None:
@@ -254,14 +198,14 @@ def make_location(
         deny=deny,
         redirect=_redirect(s),
         ssl_redirect=_ssl_redirect(s, g, path),
-        preserve_trailing_slash=_pick(s.preserve_trailing_slash, g.preserve_trailing_slash),
-        port_in_redirect=_pick(s.use_port_in_redirects, g.use_port_in_redirects),
+        preserve_trailing_slash=pick(s.preserve_trailing_slash, g.preserve_trailing_slash),
+        port_in_redirect=pick(s.use_port_in_redirects, g.use_port_in_redirects),
         rewrite=Rewrite(pattern=bounded(path), target=s.rewrite_target) if rewritten else None,
         forwarded_prefix=s.x_forwarded_prefix if rewritten else "",
         body_size=size_bytes(policy.body_size),
         vhost=s.upstream_vhost,
         allow=allow,
-        block=_pick(s.denylist_source_range, g.denylist_source_range),
+        block=pick(s.denylist_source_range, g.denylist_source_range),
         basic=basic,
         auth=auth,
         cors=cors,
@@ -289,9 +233,9 @@ def make_location(
 def _ssl_redirect(s: IngressSettings, g: GlobalSettings, path: str) -> Literal["", "tls", "force"]:
     if any(path.startswith(p) for p in g.no_tls_redirect_locations):
         return ""
-    if _pick(s.force_ssl_redirect, g.force_ssl_redirect):
+    if pick(s.force_ssl_redirect, g.force_ssl_redirect):
         return "force"
-    return "tls" if _pick(s.ssl_redirect, g.ssl_redirect) else ""
+    return "tls" if pick(s.ssl_redirect, g.ssl_redirect) else ""
 
 
 def unclaimed_location(around: Surroundings) -> Location:

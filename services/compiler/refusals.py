@@ -1,6 +1,12 @@
-"""Global policies that nginx refuses. Nodes keep the one before in its scope, and all else goes on; the ConfigMap's verdict says so."""
+"""Policies that nginx refuses for what the ConfigMap says: the global ones, and all others once it refuses even the plainest.
+
+No Ingress is blamed then. Nodes keep the global policy before, and rows as they were where theirs is refused; the verdict of the ConfigMap
+says so.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from services.shared.contracts.problem import Problem, Reason
 from services.shared.contracts.version import PolicyBundle
@@ -11,14 +17,19 @@ class Refusals:
         self._words: dict[str, str] = {}
         """Policy -> what is said of it."""
 
-    def note(self, bundle: PolicyBundle, policy: str, words: str) -> bool | None:
-        """nginx refuses a policy of this bundle. None: it is not a global one; False: that is known."""
-        scope = next((p.scope for p in bundle.policies if p.hash == policy), "location")
-        if scope == "location":
-            return None
-        known = policy in self._words
-        self._words[policy] = f"nginx refuses what it makes of it ({scope}): {words}; nodes keep what they had of that"
-        return not known
+    def note(self, bundle: PolicyBundle, plainest: str, refused: Mapping[str, str]) -> tuple[bool, dict[str, str]]:
+        """Policies of this bundle are refused. `plainest`: of the default backend, which no Ingress has a say in.
+
+        Returns whether there is news of the ConfigMap, and those that an Ingress may be to blame for.
+        """
+        scopes = {p.hash: p.scope for p in bundle.policies}
+        mine = {h: w for h, w in refused.items() if scopes.get(h, "location") != "location" or plainest in refused}
+        news = mine.keys() - self._words.keys()
+        for policy, words in mine.items():
+            scope = scopes.get(policy, "location")
+            what = "locations, of every Ingress" if scope == "location" else scope
+            self._words[policy] = f"nginx refuses what it makes of it ({what}): {words}; nodes keep what they had of that"
+        return bool(news), {h: w for h, w in refused.items() if h not in mine}
 
     def prune(self, bundle: PolicyBundle) -> bool:
         """What is not in the bundle any more is forgotten; whether anything was."""
@@ -28,4 +39,4 @@ class Refusals:
         return bool(gone)
 
     def problems(self) -> list[Problem]:
-        return [Problem(reason=Reason.REFUSED_BY_NGINX, field="data", message=words) for _, words in sorted(self._words.items())]
+        return [Problem(reason=Reason.REFUSED_BY_NGINX, field="data", message=words) for words in sorted(set(self._words.values()))]

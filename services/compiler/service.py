@@ -25,7 +25,7 @@ from services.shared.bus.address import BusAddress
 from services.shared.bus.port import Bus, BusError, CaughtUp, Message, Reset
 from services.shared.contracts import subjects
 from services.shared.contracts.delta import Delta, SyncMark, decode_delta, decode_sync_mark
-from services.shared.contracts.report import decode_node_report
+from services.shared.contracts.report import NodeReport
 from services.shared.contracts.version import Cause, VersionId
 from services.shared.flags import Flags
 from services.shared.sealing.material import open_delta
@@ -86,7 +86,7 @@ class Compiler:
         self._state = State(self._new_engine(), Committer(bus, options.group, self._keys.group, staged=True), self._crashes)
         self._verdicts = Verdicts(bus, options.group)
         rollout = Rollout(soak_seconds=options.rollout_soak_seconds, canaries=options.canary_nodes)
-        self._gatekeeper = Gatekeeper(bus, options.group, rollout)
+        self._gatekeeper = Gatekeeper(bus, options.group, rollout, self._heard)
         self._inbox: list[_Waiting] = []
         self._locked: dict[str, Message] = {}
         """Subject -> a Secret whose key is not here yet."""
@@ -135,7 +135,6 @@ class Compiler:
                 work = (
                     self._follow(),
                     self._follow_versions(),
-                    self._watch_nodes(),
                     self._audit(),
                     self._work(),
                     *self._gatekeeper.tasks(),
@@ -350,31 +349,17 @@ class Compiler:
                 async with asyncio.timeout(AUDIT_SECONDS):
                     await self._suspect.wait()
 
-    async def _watch_nodes(self) -> None:
-        async with contextlib.aclosing(self._bus.watch(subjects.NODES_BUCKET)) as entries:
-            async for entry in entries:
-                if isinstance(entry, CaughtUp) or entry.value is None:
-                    continue
-                try:
-                    report = decode_node_report(entry.value)
-                except UNREADABLE as error:
-                    log.error("a node's report could not be read", key=entry.key, error=error)
-                    continue
-                if report.group != self._options.group:
-                    continue
-                if self._state.committer.note_node(VersionId(report.epoch, report.number), report.digest):
-                    log.info("a node has a version that is not the head's; looking again", node=report.node)
-                    self._wake.set()
-                if report.refused:
-                    async with self._state.working:
-                        self._refused(report.refused)
-
-    def _refused(self, refused: dict[str, str]) -> None:
-        engine = self._state.engine
-        for policy, words in refused.items():
-            culprits = engine.quarantine(policy, words) if engine.uses_policy(policy) else []
+    async def _heard(self, report: NodeReport) -> None:
+        """What one node says: it may know of versions that the bus has lost, and of policies that nginx refuses."""
+        if self._state.committer.note_node(VersionId(report.epoch, report.number), report.digest):
+            log.info("a node has a version that is not the head's; looking again", node=report.node)
+            self._wake.set()
+        refused = {p: words for p, words in report.refused.items() if not self._gatekeeper.runs_elsewhere(p, report.node)}
+        if refused:
+            async with self._state.working:
+                culprits = self._state.engine.refuse(refused)
             if culprits:
-                log.warning("nginx refuses a policy; what made it keeps its last good form", policy=policy, objects=" ".join(culprits))
+                log.warning("nginx refuses policies; what made them keeps its last good form", node=report.node, objects=" ".join(culprits))
                 self._wake.set()
 
 

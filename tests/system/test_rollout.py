@@ -263,8 +263,11 @@ class Gates:
         self._running: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        keeper = Gatekeeper(self.bus, "default", Rollout(soak_seconds=0.2))
+        keeper = Gatekeeper(self.bus, "default", Rollout(soak_seconds=0.2), self._heard)
         self._running.append(asyncio.create_task(lifecycle.until(asyncio.Event(), *keeper.tasks())))
+
+    async def _heard(self, report: NodeReport) -> None:
+        """Nobody compiles here."""
 
     async def stop(self) -> None:
         running, self._running = self._running, []

@@ -6,7 +6,7 @@ from typing import Final
 
 from services.compiler.annotations import values as v
 from services.compiler.annotations.registry import Annotation, Invalid, Risk
-from services.compiler.configvalues import boolean, failures, switch
+from services.compiler.configvalues import boolean, buffer_size, failures, switch
 
 REWRITE: Final = (
     Annotation(name="ssl-redirect", parse=boolean, invalid=Invalid.DEFAULT, effect="http to https where the host has a certificate entry."),
@@ -36,9 +36,9 @@ PROXY: Final = (
     Annotation(name="proxy-send-timeout", parse=v.seconds, kind="policy", invalid=Invalid.DEFAULT, example="60", effect="Seconds between two writes to an endpoint."),
     Annotation(name="proxy-read-timeout", parse=v.seconds, kind="policy", invalid=Invalid.DEFAULT, example="60", effect="Seconds between two reads from an endpoint."),
     Annotation(name="proxy-buffering", parse=switch, kind="policy", invalid=Invalid.DEFAULT, example="on", effect="Buffers responses."),
-    Annotation(name="proxy-buffer-size", parse=v.buffer_size, kind="policy", invalid=Invalid.DEFAULT, example="8k", effect="Size of the response header buffer, and of each buffer."),
+    Annotation(name="proxy-buffer-size", parse=buffer_size, kind="policy", invalid=Invalid.DEFAULT, example="8k", effect="Size of the response header buffer, and of each buffer."),
     Annotation(name="proxy-buffers-number", parse=v.number(2, 1024), kind="policy", invalid=Invalid.DEFAULT, example="4", effect="Number of response buffers."),
-    Annotation(name="proxy-busy-buffers-size", parse=v.buffer_size, kind="policy", invalid=Invalid.DEFAULT, example="16k", effect="How much may be sending; kept within what nginx accepts."),
+    Annotation(name="proxy-busy-buffers-size", parse=buffer_size, kind="policy", invalid=Invalid.DEFAULT, example="16k", effect="How much may be sending; kept within what nginx accepts."),
     Annotation(name="proxy-request-buffering", parse=switch, kind="policy", invalid=Invalid.DEFAULT, example="off", effect="Buffers request bodies."),
     Annotation(name="proxy-http-version", parse=v.one_of("1.0", "1.1"), kind="policy", invalid=Invalid.DEFAULT, effect="HTTP version to the endpoint."),
     Annotation(name="proxy-max-temp-file-size", parse=v.size, kind="policy", invalid=Invalid.DEFAULT, example="1024m", effect="Largest temporary file of a buffered response."),

@@ -58,13 +58,6 @@ def size(text: str) -> str:
     return text
 
 
-def buffer_size(text: str) -> str:
-    value = size_bytes(size(text))
-    if not 1024 <= value <= 16 * 1024 * 1024:
-        raise TextError("a size from 1k to 16m")
-    return size(text)
-
-
 def number(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not fullmatch(r"-?[0-9]{1,10}", text) or not low <= int(text) <= high:

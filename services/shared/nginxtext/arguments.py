@@ -100,14 +100,17 @@ class Duration(Argument):
 _UNITS: Final = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
 
+MOST_BYTES: Final = 2**40
+
+
 def size_bytes(text: str) -> int:
     """The bytes of an nginx size: digits and k, m or g in either case. Raises TextError."""
-    if not fullmatch(r"\d{1,12}[kKmMgG]?", text):
+    if not fullmatch(r"\d{1,13}[kKmMgG]?", text):
         raise TextError("a size such as 8k or 10m")
     unit = text[-1].lower() if text[-1].isalpha() else ""
     value = int(text.rstrip("kKmMgG")) * _UNITS[unit]
-    if value > 2**40:
-        raise TextError("a size below 1024g")
+    if value > MOST_BYTES:
+        raise TextError("a size of at most 1024g")
     return value
 
 

@@ -26,7 +26,7 @@ class Owner:
     def refuse(self) -> None:
         """nginx refuses the policy that is in effect."""
         (policy,) = (p for p in self.engine.bundle.policies if p.scope == "location" and "proxy_read_timeout 60s" not in p.text)
-        self.engine.quarantine(policy.hash, "no")
+        self.engine.refuse({policy.hash: "no"})
         self.engine.compile()
 
     @property

@@ -56,9 +56,8 @@ def test_what_nginx_refuses_of_it_is_in_its_verdict_until_it_is_other() -> None:
     key = Key("ConfigMap", "ingress-nginx", "ingress-nginx-controller")
     assert engine.verdict(key) is None
     (http,) = (p.hash for p in engine.bundle.policies if p.scope == "http")
-    assert engine.uses_policy(http)
-    assert engine.quarantine(http, "no such thing") == [str(key)]
-    assert engine.quarantine(http, "no such thing") == [], "nodes repeat their reports"
+    assert engine.refuse({http: "no such thing", "of another version": "x"}) == [str(key)]
+    assert engine.refuse({http: "no such thing"}) == [], "nodes repeat their reports"
     verdict = engine.compile().verdicts[key]
     assert verdict is not None
     (problem,) = verdict.problems
@@ -67,3 +66,41 @@ def test_what_nginx_refuses_of_it_is_in_its_verdict_until_it_is_other() -> None:
     engine.apply(upsert(config_map({"keep-alive": "11"})))
     assert engine.compile().verdicts[key] is None
     assert engine.settings == GlobalSettings(keep_alive=11)
+
+
+def test_what_every_ingress_is_refused_for_is_no_ingresses_fault() -> None:
+    engine = Engine(Flags())
+    objects = (
+        ingress("web", {"web.example.com": {"/": "web"}}),
+        ingress("own", {"b.example.com": {"/": "web"}}, annotations={"limit-rps": "5"}),
+    )
+    for obj in (CLASS, *service("web", [80]), *objects, config_map({"proxy-read-timeout": "7"})):
+        engine.apply(upsert(obj))
+    engine.compile()
+    rows = dict(engine.rows)
+    locations = {p.hash: "no" for p in engine.bundle.policies if p.scope == "location"}
+    assert len(locations) > 1
+    key = Key("ConfigMap", "ingress-nginx", "ingress-nginx-controller")
+    assert engine.refuse(locations) == [str(key)]
+    verdicts = engine.compile().verdicts
+    assert verdicts.keys() == {key}
+    verdict = verdicts[key]
+    assert verdict is not None
+    assert "of every Ingress" in verdict.problems[0].message
+    assert engine.rows == rows, "no route is closed"
+
+
+def test_another_configmap_ends_quarantines() -> None:
+    engine = Engine(Flags())
+    app = ingress("web", {"web.example.com": {"/": "web"}}, annotations={"limit-rps": "5"})
+    for obj in (CLASS, *service("web", [80]), app, config_map({"proxy-read-timeout": "7"})):
+        engine.apply(upsert(obj))
+    engine.compile()
+    (policy,) = (p.hash for p in engine.bundle.policies if "limit_req" in p.text and p.scope == "location")
+    assert engine.refuse({policy: "no"}) == ["default/web"]
+    engine.compile()
+    assert b'"deny":503' in engine.rows["h/web.example.com"]
+    engine.apply(upsert(config_map({"proxy-read-timeout": "8"})))
+    engine.compile()
+    assert b'"deny":503' not in engine.rows["h/web.example.com"]
+    assert engine.verdict(Key("Ingress", "default", "web")) is None
