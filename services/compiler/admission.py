@@ -8,12 +8,13 @@ import msgspec
 from msgspec.structs import replace
 
 from services.compiler.annotations.registry import PREFIX
+from services.compiler.backends import absent
 from services.compiler.crashes import failpoint
 from services.compiler.engine import Engine
 from services.compiler.ingresses import PathRule, ReadIngress, read_ingress
 from services.shared.checks.classes import is_ours
 from services.shared.checks.ingress import check_ingress
-from services.shared.contracts.objects import Ingress, Service
+from services.shared.contracts.objects import Ingress
 from services.shared.contracts.problem import Problem, Reason, printable
 from services.shared.contracts.question import AdmissionAnswer, AdmissionQuestion
 
@@ -36,7 +37,7 @@ def admit(engine: Engine, question: AdmissionQuestion) -> AdmissionAnswer:
         known = set(problems)
         problems += [p for p in check_ingress(ingress, strict_paths=True) if p not in known]
     problems += _overlaps(engine, read, _explicit(ingress))
-    warnings = [p for p in problems if p.severity == "warning"] + [*_absent(engine, read), *engine.tls.problems(read)]
+    warnings = [p for p in problems if p.severity == "warning"] + [*absent(read, engine.world), *engine.tls.problems(read)]
     errors = [p for p in problems if p.severity == "error"]
     return AdmissionAnswer(
         allowed=not errors,
@@ -80,14 +81,3 @@ def _places(rule: PathRule, literal: bool) -> Iterator[tuple[str, str]]:
 def _explicit(ingress: Ingress | None) -> bool:
     """Whether it says that it is a canary, or that it is not."""
     return ingress is not None and f"{PREFIX}canary" in ingress.metadata.annotations
-
-
-def _absent(engine: Engine, candidate: ReadIngress) -> Iterator[Problem]:
-    for rule in candidate.paths:
-        if rule.backend is not None and engine.world.get(Service, rule.backend.namespace, rule.backend.service) is None:
-            yield Problem(
-                reason=Reason.SERVICE_NOT_FOUND,
-                field=f"{rule.field}.backend.service.name",
-                message=f"there is no Service {rule.backend.namespace}/{rule.backend.service} yet: requests get 503 until there is",
-                severity="warning",
-            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterator
 
 from msgspec import Struct
 
@@ -13,6 +14,7 @@ from services.compiler.locations import FIRST_PORT
 from services.compiler.settings import GlobalSettings
 from services.compiler.world import World
 from services.shared.contracts.objects import EndpointSlice, Service, ServicePort
+from services.shared.contracts.problem import Problem, Reason, printable
 from services.shared.contracts.tables import Affinity, BackendRow, Canary
 from services.shared.nginxtext.regex import bounded
 
@@ -79,6 +81,29 @@ def _external(service: Service, port: str) -> tuple[str, int] | None:
         target = listed.target_port if isinstance(listed.target_port, int) and listed.target_port else listed.port
         return name, target
     return (name, int(port)) if port.isdigit() and 1 <= int(port) <= 65535 else None
+
+
+def absent(ingress: ReadIngress, world: World) -> Iterator[Problem]:
+    """What an Ingress sends to and is not there; once for each Service and port. Its requests get 503 meanwhile."""
+    wanted = [(rule.backend, f"{rule.field}.backend") for rule in ingress.paths if rule.backend is not None]
+    if ingress.default_backend is not None:
+        wanted.append((ingress.default_backend, "spec.defaultBackend"))
+    fields: dict[BackendRef, str] = {}
+    for ref, field in wanted:
+        fields.setdefault(ref, field)
+    for ref, field in fields.items():
+        name, service = f"{ref.namespace}/{ref.service}", world.get(Service, ref.namespace, ref.service)
+        if service is None:
+            message = f"there is no Service {name} yet: requests get 503 until there is"
+            yield Problem(reason=Reason.SERVICE_NOT_FOUND, field=f"{field}.service.name", message=message, severity="warning")
+        elif service.spec.type == "ExternalName":
+            if _external(service, ref.port) is None:
+                message = f"the ExternalName of Service {name}, or its port, cannot be used: requests get 503"
+                yield Problem(reason=Reason.REFERENCE_FORBIDDEN, field=f"{field}.service", message=message, severity="warning")
+        elif service_port(service, ref.port) is None:
+            known = ", ".join(f"{p.port} ({printable(p.name)})" if p.name else str(p.port) for p in service.spec.ports) or "none"
+            message = f"the Service {name} has no port {printable(ref.port) or 'of this number'}: requests get 503; its ports: {known}"
+            yield Problem(reason=Reason.PORT_NOT_FOUND, field=f"{field}.service.port", message=message, severity="warning")
 
 
 def _affinity(ref: BackendRef, users: list[ReadIngress]) -> Affinity | None:

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from services.compiler import known
+from services.compiler.annotations import values as v
 from services.compiler.annotations.settings import IngressSettings
 from services.compiler.configvalues import (
     PartlyUsable,
@@ -97,6 +98,11 @@ EXAMPLES: Final = {
     "block-user-agents": "~*curl",
     "custom-http-errors": "404,503",
     "denylist-source-range": "192.0.2.0/24",
+    "global-auth-method": "POST",
+    "global-auth-request-redirect": "/original",
+    "global-auth-response-headers": "X-User,X-Groups",
+    "global-auth-signin": "https://login.example.com/start",
+    "global-auth-url": "http://auth.default.svc/check",
     "hide-headers": "X-Powered-By",
     "no-auth-locations": "/.well-known/acme-challenge",
     "proxy-busy-buffers-size": "8k",
@@ -104,6 +110,8 @@ EXAMPLES: Final = {
     "whitelist-source-range": "10.0.0.0/8",
 }
 """Where the default is empty."""
+GUARDS: Final = frozenset({"global-auth-url", "whitelist-source-range", "denylist-source-range", "block-cidrs"})
+"""Without a usable value of these routes would be open that the administrator wants guarded."""
 _DEFAULTS: Final = GlobalSettings()
 
 
@@ -118,6 +126,10 @@ def _texts(value: object) -> tuple[str, ...]:
 
 _seconds = integer(0, 10**7)
 _timeout = integer(1, 10**6)
+
+
+def _optional(parse: Callable[[str], str]) -> Callable[[str], str]:
+    return lambda text: parse(text) if text else ""
 
 
 def _keys(context: Context, **parsers: Callable[[str], Any]) -> list[Key]:
@@ -149,6 +161,13 @@ KEYS: Final[dict[str, Key]] = {
             proxy_add_original_uri_header=boolean,
             hide_headers=headers,
             allow_backend_server_header=boolean,
+            global_auth_url=_optional(v.auth_url),
+            global_auth_method=_optional(v.http_method),
+            global_auth_signin=_optional(v.auth_url),
+            global_auth_signin_redirect_param=v.parameter_name,
+            global_auth_response_headers=v.header_names,
+            global_auth_request_redirect=_optional(v.dns_or_path),
+            global_auth_always_set_cookie=boolean,
         ),
         *_keys(
             Context.DATA,
@@ -255,9 +274,13 @@ def parse_settings(data: Mapping[str, str], previous: GlobalSettings | None = No
             values[key.field] = error.value
             problems.append(_bad(key, f'"{printable(data[raw])}" is not all {error}; the others count', name, "warning"))
         except TextError as error:
-            problems.append(_bad(key, f'"{printable(data[raw])}" is not {error}; the last good value stays', name))
-            if previous is not None:
-                values[key.field] = getattr(previous, key.field)
+            stays = getattr(previous or _DEFAULTS, key.field)
+            closed = key.name in GUARDS and not stays
+            instead = "all routes answer 503, as it should guard them" if closed else "the last good value stays"
+            problems.append(_bad(key, f'"{printable(data[raw])}" is not {error}; {instead}', name))
+            values[key.field] = stays
+            if closed:
+                values["closed"] = True
     problems += _unrenderable(values, previous, name)
     return msgspec.structs.replace(_DEFAULTS, **values), problems
 
@@ -266,7 +289,7 @@ def _unrenderable(values: dict[str, Any], previous: GlobalSettings | None, name:
     """What the parsers let through and no policy can be made of is taken out of `values`: a mistake here, and none to die of."""
     if not _refused(values):
         return
-    for field in sorted(values):
+    for field in sorted(values.keys() - {"closed"}):
         words = _refused({field: values[field]})
         if words:
             key = KEYS[field.replace("_", "-")]

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from services.compiler import naming
 from services.compiler.accepted import Accepted
-from services.compiler.backends import Users, affinity_of, lower_backend
+from services.compiler.backends import Users, absent, affinity_of, lower_backend
 from services.compiler.canaries import Canaries
 from services.compiler.configmap import parse_settings
 from services.compiler.crashes import Crashes, Suspect, failpoint, suspect_of
@@ -130,7 +130,9 @@ class Engine:
         elif kind == "IngressClass":
             self._dirty_ingresses.update((i.metadata.namespace, i.metadata.name) for i in self.world.all(Ingress))
         elif kind == "Service":
-            self._dirty_backends |= self.graph.backends_of_service(place)
+            refs = self.graph.backends_of_service(place)
+            self._dirty_backends |= refs
+            self._dirty_verdicts |= {Key("Ingress", i.namespace, i.name) for ref in refs for i in self.graph.of_backend(ref)}
         elif kind == "EndpointSlice":
             for piece in change:
                 if isinstance(piece, EndpointSlice):
@@ -206,6 +208,7 @@ class Engine:
             relative_redirects=s.relative_redirects,
             default_backend=self.default_backend.key if self.default_backend else "",
             log_unmatched=s.enable_access_log_for_default_backend,
+            errors=s.custom_http_errors,
             skip_log_urls=s.skip_access_log_urls,
             block_user_agents=s.block_user_agents,
             block_referers=s.block_referers,
@@ -301,7 +304,7 @@ class Engine:
         self._dirty_backends |= self._canaries.moved(host, before.edges if before else (), after.edges if after else ())
         self._tables.put(f"h/{host}", after.row if after else None)
         self._write_material(host, before, after)
-        self._names.claim(host, after.aliases if after else (), after.owner if after else None, exists=after is not None)
+        self._names.claim(host, after)
         self._crashes.done()
 
     def _say(self, host: str, problems: HostProblems) -> None:
@@ -343,6 +346,7 @@ class Engine:
         for key, row in self._names.rows(self.hosts):
             self._tables.put(key, row)
             yield
+        self._dirty_verdicts |= {Key("Ingress", *ref.split("/", 1)) for ref in self._names.touched()}
 
     # --- backends
 
@@ -381,7 +385,7 @@ class Engine:
         if read is not None:
             for host in sorted(self.graph.hosts_of(read)):
                 problems += [p for ref, p in self._host_problems.get(host, ()) if ref == read.ref]
-            problems += self.tls.problems(read)
+            problems += [*self.tls.problems(read), *absent(read, self.world), *self._names.problems(read, self.hosts)]
             self.tls.note_expiry(read)
         if key == self._configmap:
             problems += self._refusals.problems()

@@ -39,6 +39,8 @@ class LoweredHost(Struct, frozen=True, kw_only=True):
     certificate: Certificate | None
     edges: tuple[CanaryEdge, ...]
     aliases: tuple[str, ...]
+    alias_holder: str
+    """namespace/name of the Ingress that asks for the aliases."""
     owner: ReadIngress | None
     """The oldest Ingress of the host, which orders claims on aliases."""
     problems: HostProblems
@@ -57,7 +59,7 @@ def lower_host(host: str, ingresses: list[ReadIngress], around: Surroundings, ce
     for location in locations:
         if location.ingress is not None:
             problems.extend((location.ingress.ref, p) for p in location.problems)
-    aliases = next((i.settings.server_alias for i in primary if i.settings.server_alias), ())
+    holder = next((i for i in primary if i.settings.server_alias), None)
     app_root = next((lo.ingress.settings.app_root for lo in locations if lo.ingress and lo.ingress.settings.app_root), "")
     return LoweredHost(
         host=host,
@@ -65,7 +67,8 @@ def lower_host(host: str, ingresses: list[ReadIngress], around: Surroundings, ce
         row=_row(locations, app_root, has_tls),
         certificate=certificate,
         edges=edges,
-        aliases=aliases if host != CATCH_ALL else (),
+        aliases=holder.settings.server_alias if holder and host != CATCH_ALL else (),
+        alias_holder=holder.ref if holder else "",
         owner=primary[0] if primary else None,
         problems=tuple(problems),
     )

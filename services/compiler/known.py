@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+GUARDS: Final = {"auth-tls-secret": "", "auth-tls-match-cn": "", "proxy-ssl-verify": "on"}
+"""Annotations that are not honoured yet and that somebody relies on to keep clients, or false backends, out -> the value that does (empty:
+any). Routes that would be open without them are closed."""
+
 CONFIG_KEYS: Final = frozenset(
     """access-log-params access-log-path add-headers allow-backend-server-header allow-cross-namespace-resources
     allow-snippet-annotations annotation-value-word-blocklist annotations-risk-level app-root bind-address bind-address-ipv4

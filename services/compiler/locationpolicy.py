@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final, TypeVar
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from services.compiler.annotations.settings import IngressSettings
@@ -11,6 +12,43 @@ from services.compiler.ir import LocationPolicy
 from services.compiler.settings import GlobalSettings
 
 T = TypeVar("T")
+
+
+class AuthService(Struct, frozen=True, kw_only=True):
+    """Who is asked about every request (behaviours §8)."""
+
+    url: str
+    method: str
+    signin: str
+    signin_redirect_param: str
+    response_headers: tuple[str, ...]
+    request_redirect: str
+    always_set_cookie: bool
+
+
+def auth_service(s: IngressSettings, g: GlobalSettings) -> AuthService | None:
+    """The Ingress's own, or the global one unless it opts out."""
+    if s.auth_url:
+        return AuthService(
+            url=s.auth_url,
+            method=s.auth_method,
+            signin=s.auth_signin,
+            signin_redirect_param=s.auth_signin_redirect_param,
+            response_headers=s.auth_response_headers,
+            request_redirect=s.auth_request_redirect,
+            always_set_cookie=s.auth_always_set_cookie,
+        )
+    if not (g.global_auth_url and s.enable_global_auth):
+        return None
+    return AuthService(
+        url=g.global_auth_url,
+        method=g.global_auth_method,
+        signin=g.global_auth_signin,
+        signin_redirect_param=g.global_auth_signin_redirect_param,
+        response_headers=g.global_auth_response_headers,
+        request_redirect=g.global_auth_request_redirect,
+        always_set_cookie=g.global_auth_always_set_cookie,
+    )
 
 
 def pick(own: T | None, inherited: T) -> T:
@@ -22,7 +60,8 @@ def location_policy(s: IngressSettings, g: GlobalSettings) -> LocationPolicy:
     next_upstream = pick(s.proxy_next_upstream, g.proxy_next_upstream)
     if g.retry_non_idempotent and "non_idempotent" not in next_upstream:
         next_upstream = (*next_upstream, "non_idempotent")
-    signin = bool(s.auth_url and s.auth_signin)
+    service = auth_service(s, g)
+    signin = service is not None and bool(service.signin)
     own_errors = s.custom_http_errors
     inherited_errors = () if signin else g.custom_http_errors
     return LocationPolicy(
@@ -42,7 +81,7 @@ def location_policy(s: IngressSettings, g: GlobalSettings) -> LocationPolicy:
         next_upstream_tries=pick(s.proxy_next_upstream_tries, g.proxy_next_upstream_tries),
         next_upstream_timeout=pick(s.proxy_next_upstream_timeout, g.proxy_next_upstream_timeout),
         basic_auth=bool(s.auth_type),
-        external_auth=bool(s.auth_url),
+        external_auth=service is not None,
         signin=signin,
         cors=s.enable_cors,
         limit_rps=s.limit_rps,

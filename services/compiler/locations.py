@@ -14,7 +14,7 @@ from services.compiler.annotations.registry import PREFIX
 from services.compiler.annotations.settings import IngressSettings
 from services.compiler.ingresses import BackendRef, ReadIngress
 from services.compiler.ir import LocationPolicy
-from services.compiler.locationpolicy import location_policy, pick
+from services.compiler.locationpolicy import AuthService, auth_service, location_policy, pick
 from services.compiler.policies import policy_of
 from services.compiler.settings import GlobalSettings
 from services.shared.contracts.objects import Secret
@@ -82,22 +82,21 @@ def _origin_pattern(origin: str) -> str:
     return "^" + re.escape(origin).replace(r"://\*\.", r"://[A-Za-z0-9-]+\.") + "$"
 
 
-def _external_auth(ingress: ReadIngress) -> tuple[ExternalAuth, tuple[BackendRef, ...]]:
-    s = ingress.settings
-    target = urlsplit(s.auth_url)
+def _external_auth(service: AuthService) -> tuple[ExternalAuth, tuple[BackendRef, ...]]:
+    target = urlsplit(service.url)
     found = _IN_CLUSTER.fullmatch(target.hostname or "") if "$" not in target.netloc else None
     refs: tuple[BackendRef, ...] = ()
     if found:
         refs = (BackendRef(found[2], found[1], str(target.port or (443 if target.scheme == "https" else 80))),)
     auth = ExternalAuth(
-        url=s.auth_url,
+        url=service.url,
         backend=refs[0].key if refs else "",
-        method=s.auth_method,
-        response_headers=s.auth_response_headers,
-        signin=s.auth_signin,
-        signin_redirect_param=s.auth_signin_redirect_param,
-        request_redirect=s.auth_request_redirect,
-        always_set_cookie=s.auth_always_set_cookie,
+        method=service.method,
+        response_headers=service.response_headers,
+        signin=service.signin,
+        signin_redirect_param=service.signin_redirect_param,
+        request_redirect=service.request_redirect,
+        always_set_cookie=service.always_set_cookie,
     )
     return auth, refs
 
@@ -157,11 +156,11 @@ def make_location(
 ) -> Location:
     """Lower one path of an Ingress. `backend` None: the global default backend."""
     s, g = ingress.settings, around.settings
-    policy = location_policy(s, g)
+    policy, service = location_policy(s, g), auth_service(s, g)
     rewritten = ingress.rewrites(path)
     problems: list[Problem] = []
     files: list[tuple[str, str]] = []
-    deny = 503 if ingress.denied else 0
+    deny = 503 if ingress.denied or g.closed else 0
     open_path = any(path.startswith(p) for p in g.no_auth_locations)
     if open_path:
         policy = replace(policy, basic_auth=False, external_auth=False, signin=False)
@@ -175,8 +174,8 @@ def make_location(
         else:
             basic = found[0]
             files.append((basic.file, found[1]))
-    if policy.external_auth:
-        auth, auth_refs = _external_auth(ingress)
+    if policy.external_auth and service is not None:
+        auth, auth_refs = _external_auth(service)
         refs += auth_refs
     default = around.default_backend
     target = backend or default
@@ -209,7 +208,7 @@ def make_location(
         basic=basic,
         auth=auth,
         cors=cors,
-        limit_key=f"{ingress.namespace}/{ingress.name}/{ingress.uid} " if s.limit_rps or s.limit_rpm or s.limit_connections else "",
+        limit_key=_limit_key(ingress) if s.limit_rps or s.limit_rpm or s.limit_connections else "",
         errors=policy.error_codes,
         error_backend=standin.key if standin and policy.error_codes else "",
         standin=standin.key if standin else "",
@@ -230,6 +229,11 @@ def make_location(
     )
 
 
+def _limit_key(ingress: ReadIngress) -> str:
+    """Short: nginx counts no key of more than 255 bytes, and says so in its log only."""
+    return hashlib.sha256(f"{ingress.ref}/{ingress.uid}".encode()).hexdigest()[:24] + " "
+
+
 def _ssl_redirect(s: IngressSettings, g: GlobalSettings, path: str) -> Literal["", "tls", "force"]:
     if any(path.startswith(p) for p in g.no_tls_redirect_locations):
         return ""
@@ -240,7 +244,8 @@ def _ssl_redirect(s: IngressSettings, g: GlobalSettings, path: str) -> Literal["
 
 def unclaimed_location(around: Surroundings) -> Location:
     """The catch-all's default location while no Ingress claims it: the global default backend, nothing else."""
-    policy = replace(location_policy(IngressSettings(), around.settings), error_codes=around.settings.custom_http_errors)
+    nobody = IngressSettings(enable_global_auth=False)
+    policy = replace(location_policy(nobody, around.settings), error_codes=around.settings.custom_http_errors)
     default = around.default_backend
     route = Route(
         policy=policy_of(policy, around.settings).hash, backend=default.key if default else "", path="/", errors=policy.error_codes

@@ -29,7 +29,6 @@ _HEADERS: Final = (
     _h("Host", "$sluice_host"),
     _h("X-Request-ID", "$req_id"),
     _h("X-Real-IP", "$remote_addr"),
-    _h("X-Original-Forwarded-For", "$http_x_forwarded_for"),
     _h("X-Original-Forwarded-Host", "$http_x_forwarded_host"),
     _h("Proxy", '""'),
 )
@@ -83,7 +82,8 @@ def _temp_file(policy: LocationPolicy) -> int:
 
 
 def _headers(policy: LocationPolicy, settings: GlobalSettings) -> list[_Header]:
-    out = [*_HEADERS, *(_TRUSTED if settings.use_forwarded_headers else _UNTRUSTED)]
+    original = _Header(Constant("X-Original-Forwarded-For"), arg.HeaderVariable(settings.forwarded_for_header))
+    out = [*_HEADERS[:3], original, *_HEADERS[3:], *(_TRUSTED if settings.use_forwarded_headers else _UNTRUSTED)]
     if not policy.protocol.startswith("GRPC"):
         out += _UPGRADE
     if policy.basic_auth:

@@ -56,6 +56,15 @@ class GlobalSettings(Struct, frozen=True, kw_only=True):
     disable_proxy_intercept_errors: bool = False
     no_tls_redirect_locations: tuple[str, ...] = ("/.well-known/acme-challenge",)
     no_auth_locations: tuple[str, ...] = ("/.well-known/acme-challenge",)
+    global_auth_url: str = ""
+    global_auth_method: str = ""
+    global_auth_signin: str = ""
+    global_auth_signin_redirect_param: str = "rd"
+    global_auth_response_headers: tuple[str, ...] = ()
+    global_auth_request_redirect: str = ""
+    global_auth_always_set_cookie: bool = False
+    closed: bool = False
+    """No key: one that guards all routes has no usable value, and had none before. All answer 503."""
     # what Lua acts on
     http_redirect_code: int = 308
     block_cidrs: tuple[str, ...] = ()

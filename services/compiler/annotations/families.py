@@ -92,12 +92,13 @@ AUTH: Final = (
     Annotation(name="auth-secret-type", parse=v.one_of("auth-file", "auth-map"), invalid=Invalid.DENY, example="auth-map", effect="How users stand in it."),
     Annotation(name="auth-realm", parse=v.auth_realm, risk=Risk.MEDIUM, invalid=Invalid.DENY, example="members", effect="The realm of the challenge."),
     Annotation(name="auth-url", parse=v.auth_url, risk=Risk.HIGH, kind="policy", invalid=Invalid.DENY, example="http://auth.default.svc/check", effect="Asks this URL about every request."),
-    Annotation(name="auth-method", parse=v.one_of("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE"), invalid=Invalid.DENY, example="POST", effect="Method of that question."),
+    Annotation(name="auth-method", parse=v.http_method, invalid=Invalid.DENY, example="POST", effect="Method of that question."),
     Annotation(name="auth-signin", parse=v.signin_url, risk=Risk.HIGH, kind="policy", invalid=Invalid.DEFAULT, example="https://login.example.com/start", effect="A 401 of the auth service becomes a redirect to this URL."),
-    Annotation(name="auth-signin-redirect-param", parse=v.matching(r"[A-Za-z0-9_.~-]{1,64}", "a parameter name such as rd"), risk=Risk.MEDIUM, invalid=Invalid.DEFAULT, example="rd", effect="The parameter with the original URL."),
+    Annotation(name="auth-signin-redirect-param", parse=v.parameter_name, risk=Risk.MEDIUM, invalid=Invalid.DEFAULT, example="rd", effect="The parameter with the original URL."),
     Annotation(name="auth-response-headers", parse=v.header_names, risk=Risk.MEDIUM, invalid=Invalid.DENY, example="X-User,X-Groups", effect="Headers of the auth answer that go to the upstream."),
     Annotation(name="auth-request-redirect", parse=v.dns_or_path, risk=Risk.MEDIUM, invalid=Invalid.DENY, example="/original", effect="X-Auth-Request-Redirect to the auth service."),
     Annotation(name="auth-always-set-cookie", parse=boolean, invalid=Invalid.DENY, effect="The auth service's cookies on every status."),
+    Annotation(name="enable-global-auth", parse=boolean, kind="policy", invalid=Invalid.DEFAULT, effect="false: not asked for by the ConfigMap's global-auth-url."),
 )  # fmt: skip
 
 CORS: Final = (

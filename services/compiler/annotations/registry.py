@@ -107,7 +107,10 @@ def read(
             rejected = True
             continue
         if entry is None:
-            problems.append(_unknown(key, name, entries))
+            guards = known.GUARDS.get(name)
+            closes = bool(text) and guards is not None and text.lower().startswith(guards)
+            problems.append(_unhonoured_guard(key) if closes else _unknown(key, name, entries))
+            denied |= closes
             continue
         if not text:
             continue  # empty counts as unset
@@ -156,6 +159,14 @@ def _invalid(entry: Annotation, key: str, text: str, good: str) -> Problem:
         message=f'"{printable(text)}" is not {good}; {entry.invalid}',
         example=entry.example,
         severity="error" if fatal else "warning",
+    )
+
+
+def _unhonoured_guard(key: str) -> Problem:
+    return Problem(
+        reason=Reason.NOT_HONOURED,
+        field=_field(key),
+        message="guards these routes in ingress-nginx and is not honoured yet: they answer 503 as long as it is there",
     )
 
 

@@ -78,6 +78,7 @@ class IngressSettings(Struct, frozen=True, kw_only=True):
     auth_response_headers: tuple[str, ...] = ()
     auth_request_redirect: str = ""
     auth_always_set_cookie: bool = False
+    enable_global_auth: bool = True
     # cors
     enable_cors: bool = False
     cors_allow_origin: tuple[str, ...] = ("*",)

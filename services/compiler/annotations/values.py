@@ -34,6 +34,7 @@ expose_list = matching(r"(\*|[A-Za-z0-9_, -]+)", "header names separated by comm
 methods = matching(r"([A-Za-z]+,? ?)+", "methods separated by commas, such as GET, PUT")
 cookie_name = matching(r"[A-Za-z0-9._~/:-]{1,128}", "a cookie name of letters, digits and - . _ ~ / :")
 service_name = matching(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", "the name of a Service in this namespace")
+parameter_name = matching(r"[A-Za-z0-9_.~-]{1,64}", "a parameter name such as rd")
 dns_or_path = matching(r"[A-Za-z0-9._~/:,?&=%+#@-]+", "a URL path")
 
 
@@ -77,6 +78,9 @@ def one_of(*allowed: str) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+http_method = one_of("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE")
 
 
 def protocol(text: str) -> str:

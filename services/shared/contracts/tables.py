@@ -249,6 +249,8 @@ class SettingsRow(Row, frozen=True, kw_only=True):
     """Backend key of --default-backend-service; empty: the built-in 404."""
     log_unmatched: bool = False
     """enable-access-log-for-default-backend."""
+    errors: tuple[int, ...] = ()
+    """custom-http-errors, for what is refused before there is a route."""
     skip_log_urls: tuple[str, ...] = ()
     block_user_agents: tuple[str, ...] = ()
     """PCRE (was `~...`) or, with a leading `=`, literal text."""

@@ -168,6 +168,15 @@ class HeaderName(Argument):
         super().__init__(text)
 
 
+class HeaderVariable(Argument):
+    """`$http_...`: the request header of this name."""
+
+    __slots__ = ()
+
+    def __init__(self, name: str) -> None:
+        super().__init__("$http_" + HeaderName(name).text.lower().replace("-", "_"))
+
+
 class Cidr(Argument):
     """An address or a network, in its canonical form."""
 

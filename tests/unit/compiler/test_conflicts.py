@@ -13,7 +13,7 @@ from services.shared.contracts.objects import Key
 from services.shared.contracts.problem import Problem, Reason
 from services.shared.contracts.question import AdmissionQuestion
 from services.shared.flags import Flags
-from tests.support.compiling import CLASS, upsert
+from tests.support.compiling import CLASS, delete, upsert
 from tests.support.objects import ingress, rule, service, typed
 
 HOST = "a.example.com"
@@ -124,3 +124,32 @@ def test_canary_settings_of_no_canary_are_told() -> None:
     assert (problem.reason, problem.severity) == (Reason.NOT_HONOURED, "warning")
     assert "canary-by-header" in problem.field
     assert problem.example == 'nginx.ingress.kubernetes.io/canary: "true"'
+
+
+def test_an_alias_that_somebody_else_has_is_told_until_it_is_free() -> None:
+    first = ingress("one", {HOST: {"/": "one"}}, annotations={"server-alias": "shared.test,b.example.com"})
+    second = ingress("two", {"b.example.com": {"/": "two"}, "c.example.com": {"/": "two"}})
+    third = ingress("three", {"c.example.com": {"/x": "two"}}, annotations={"server-alias": "shared.test"})
+    engine = _engine(first, second, third)
+    assert [p.message for p in _told(engine, "one")] == ["b.example.com is a host of its own; this alias has no effect"]
+    (problem,) = _told(engine, "three")
+    assert problem.message == f"shared.test belongs to host {HOST} of Ingress default/one, which is older; this alias has no effect"
+    assert (problem.reason, problem.field) == (Reason.PATH_CONFLICT, "metadata.annotations[nginx.ingress.kubernetes.io/server-alias]")
+    engine.apply(delete(upsert(first)))
+    assert engine.compile().verdicts[Key("Ingress", "default", "three")] is None
+
+
+def test_what_an_ingress_sends_to_and_is_not_there_is_told_until_it_is() -> None:
+    engine = _engine(ingress("web", {HOST: {"/": "new", "/b": "new"}}))
+    (problem,) = _told(engine, "web")
+    assert (problem.reason, problem.field) == (Reason.SERVICE_NOT_FOUND, "spec.rules[0].http.paths[0].backend.service.name")
+    found = service("new", [81])[0]
+    found["spec"]["ports"] = [{"name": "other", "port": 81}]
+    engine.apply(upsert(found))
+    verdict = engine.compile().verdicts[Key("Ingress", "default", "web")]
+    assert verdict is not None
+    problem = verdict.problems[0]
+    assert (problem.reason, problem.field) == (Reason.PORT_NOT_FOUND, "spec.rules[0].http.paths[0].backend.service.port")
+    assert "its ports: 81 (other)" in problem.message
+    engine.apply(upsert(service("new", [80])[0]))
+    assert engine.compile().verdicts[Key("Ingress", "default", "web")] is None

@@ -1,6 +1,7 @@
 -- Which of two backends serves a request: header, cookie, weight, in this order (behaviours: canary).
 local rows = require("sluice.rows")
 local affinity = require("sluice.affinity")
+local balancing = require("sluice.balancing")
 
 local _M = {}
 
@@ -54,7 +55,7 @@ end
 function _M.choose(primary)
   local c = primary.canary
   local canary = rows.backend(c.backend)
-  if not canary or (#canary.endpoints == 0 and not canary.external) then
+  if not canary or not balancing.alive(canary) then
     return primary
   end
   if primary.affinity and affinity.key(primary) then

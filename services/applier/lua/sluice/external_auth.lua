@@ -3,6 +3,8 @@ local cjson = require("cjson.safe")
 local rows = require("sluice.rows")
 local template = require("sluice.template")
 
+local MAX_TRIES = 3
+
 local _M = {}
 
 local parsed = setmetatable({}, { __mode = "v" })
@@ -49,12 +51,22 @@ local function addresses(host)
   return literal and { literal } or rows.resolved(host) or {}
 end
 
+local next_address = math.random(0, 1023)
+
+-- An endpoint that is not there is no answer of the auth service: another one is asked.
+local function more_tries(balancer, count)
+  if count > 1 and not balancer.get_last_failure() then
+    balancer.set_more_tries(math.min(count, MAX_TRIES) - 1)
+  end
+end
+
 -- The balancer phase of the subrequest.
 function _M.balance()
   local balancer = require("ngx.balancer")
   local var = ngx.var
   local backend = var.sluice_auth_backend ~= "" and rows.backend_of_request(var.sluice_auth_backend)
   if backend and #backend.endpoints > 0 then
+    more_tries(balancer, #backend.endpoints)
     backend.next = backend.next % #backend.endpoints + 1
     local e = backend.endpoints[backend.next]
     return balancer.set_current_peer(e[1], e[2])
@@ -64,7 +76,9 @@ function _M.balance()
     ngx.log(ngx.WARN, "the auth service's name is not resolved")
     return ngx.exit(500)
   end
-  return balancer.set_current_peer(list[math.random(#list)], tonumber(var.sluice_auth_port))
+  more_tries(balancer, #list)
+  next_address = next_address % #list + 1
+  return balancer.set_current_peer(list[next_address], tonumber(var.sluice_auth_port))
 end
 
 -- The header filter of the subrequest: keep what the request needs later. Variables are shared with the request.

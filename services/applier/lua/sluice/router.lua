@@ -25,6 +25,7 @@ local function meta(route)
 end
 
 -- Ends the request with a status of the router's own. A code that the route intercepts goes to its error backend, as nginx's would.
+-- `route`: the settings, where there is none yet.
 local function finish(route, status)
   for _, code in ipairs(route and route.errors or {}) do
     if code == status then
@@ -266,7 +267,7 @@ function _M.route()
   local v = rows.now()
   local settings = rows.settings(v)
   if settings.blocks and blocked(settings) then
-    return finish(nil, 403)
+    return finish(settings, 403)
   end
   local host, uri = var.host, var.uri
   local row, name, route, slash = find(host, uri, v)
