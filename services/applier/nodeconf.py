@@ -144,7 +144,7 @@ http {{
   lua_shared_dict sluice_state 16m;
   lua_shared_dict sluice_metrics 32m;
   lua_regex_cache_max_entries 32768;
-  lua_regex_match_limit 200000;
+  lua_regex_match_limit 500000;
   lua_max_running_timers 64;
   init_by_lua_file lua/init.lua;
   init_worker_by_lua_file lua/init_worker.lua;
@@ -211,7 +211,9 @@ http {{
       proxy_ssl_server_name on;
       proxy_ssl_name $sluice_auth_host;
       proxy_buffering off;
-      proxy_buffer_size 4k;
+      proxy_buffer_size 32k;
+      proxy_buffers 4 32k;
+      proxy_busy_buffers_size 32k;
       proxy_redirect off;
       proxy_pass $sluice_auth_target;
     }}
@@ -250,7 +252,7 @@ def write_generation(directory: Path, settings: NodeSettings, bundle: PolicyBund
         main = directory / "main.conf"
         lines = [line for line in main.read_text().splitlines() if not line.startswith("worker_processes ")]
         main.write_text("\n".join([f"worker_processes {settings.worker_processes};", *lines]) + "\n")
-    log_uses_meta = any(v in p.text for p in bundle.policies if p.scope == "http" for v in META_VARIABLES)
+    log_uses_meta = any(v in p.text for p in bundle.policies if p.scope == "http" or p.snippet for v in META_VARIABLES)
     node = {
         "generation": generation,
         "version": version,

@@ -125,7 +125,7 @@ def _texts(value: object) -> tuple[str, ...]:
 
 
 _seconds = integer(0, 10**7)
-_timeout = integer(1, 10**6)
+_timeout = integer(1, 10**8)
 
 
 def _optional(parse: Callable[[str], str]) -> Callable[[str], str]:

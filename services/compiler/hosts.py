@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from services.compiler.certificates import Certificate
 from services.compiler.ingresses import CATCH_ALL, BackendRef, PathRule, ReadIngress
@@ -84,8 +86,21 @@ def _default_location(host: str, primary: list[ReadIngress], around: Surrounding
         return make_location(first, "/", "Prefix", first.default_backend, "spec.defaultBackend", around, automatic=True)
     for ingress in primary:
         if ingress.default_backend is not None and not ingress.has_rules:
-            return make_location(ingress, "/", "Prefix", ingress.default_backend, "spec.defaultBackend", around)
+            plain = replace(ingress, settings=replace(ingress.settings, **_NOT_OF_THE_CATCH_ALL))
+            return make_location(plain, "/", "Prefix", ingress.default_backend, "spec.defaultBackend", around)
     return unclaimed_location(around)
+
+
+_NOT_OF_THE_CATCH_ALL: Final[dict[str, Any]] = {
+    "rewrite_target": "",
+    "use_regex": False,
+    "app_root": "",
+    "ssl_redirect": False,
+    "force_ssl_redirect": False,
+    "permanent_redirect": "",
+    "temporal_redirect": "",
+}
+"""The redirect and rewrite families: who takes over the default location has them for nothing (behaviours §1.3)."""
 
 
 def _locations(host: str, primary: list[ReadIngress], around: Surroundings, problems: list[tuple[str, Problem]]) -> list[Location]:

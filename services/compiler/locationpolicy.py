@@ -89,7 +89,7 @@ def location_policy(s: IngressSettings, g: GlobalSettings) -> LocationPolicy:
         limit_burst_multiplier=s.limit_burst_multiplier if s.limit_rps or s.limit_rpm else 5,
         limit_connections=s.limit_connections,
         error_codes=pick(own_errors, inherited_errors),
-        intercept_upstream_errors=not (s.disable_proxy_intercept_errors or g.disable_proxy_intercept_errors),
+        intercept_upstream_errors=not (s.disable_proxy_intercept_errors or (own_errors is None and g.disable_proxy_intercept_errors)),
         snippet=s.configuration_snippet,
     )
 

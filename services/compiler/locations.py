@@ -210,7 +210,7 @@ def make_location(
         cors=cors,
         limit_key=_limit_key(ingress) if s.limit_rps or s.limit_rpm or s.limit_connections else "",
         errors=policy.error_codes,
-        error_backend=standin.key if standin and policy.error_codes else "",
+        error_backend=standin.key if standin and s.custom_http_errors else "",
         standin=standin.key if standin else "",
         access_log=s.enable_access_log,
     )

@@ -40,15 +40,22 @@ class RouteMatch(Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
+GAVE_UP: Final = "gave up"
+"""In place of how a route was found: nothing after such a regular expression may answer."""
+
+
 class Patience:
     """How long regular expressions may still take."""
 
     def __init__(self) -> None:
         self._until = time.monotonic() + ALL_SECONDS
         self._ended = False
+        self.gave_up = False
+        """The last search took longer than nginx' match limit allows."""
 
     def search(self, pattern: str, text: bytes) -> bool | str:
-        """Whether it matches; or why that is not known. nginx goes on to the next pattern unless it does."""
+        """Whether it matches; or why that is not known."""
+        self.gave_up = False
         seconds = min(MATCH_SECONDS, self._until - time.monotonic())
         if seconds <= 0:
             return self._end(pattern)
@@ -57,6 +64,7 @@ class Patience:
         except pcre.Unknown as error:
             return f"regex {_shown(pattern)} is passed over: {error}"
         except pcre.TakesTooLong:
+            self.gave_up = True
             return f"regex {_shown(pattern)} takes too long: nginx gives it up as well, by its match limit"
 
     def _end(self, pattern: str) -> bool | str:
@@ -153,4 +161,6 @@ def _by_regex(row: HostRow, uri: bytes, patience: Patience) -> RouteMatch:
             return RouteMatch(how="regex", index=index, notes=tuple(notes))
         if found:
             notes.append(str(found))
+        if patience.gave_up:
+            return RouteMatch(how=GAVE_UP, notes=tuple(notes))
     return RouteMatch(notes=tuple(notes))

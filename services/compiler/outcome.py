@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from services.compiler import pcre
-from services.compiler.matching import MATCH_SECONDS, Rows, host_row, wildcard_of
+from services.compiler.matching import GAVE_UP, MATCH_SECONDS, Rows, host_row, wildcard_of
 from services.compiler.request import Request
 from services.shared.contracts.tables import CATCH_ALL, SETTINGS_KEY, BackendRow, Canary, HostRow, Route, SettingsRow
 
@@ -55,6 +55,8 @@ def app_root(row: HostRow, backend: str = "") -> Outcome:
 
 def unrouted(row: HostRow | None, how: str, path: bytes, shown: str) -> Outcome:
     """No route matches."""
+    if how == GAVE_UP:
+        return Outcome(notes=["500: the expression may be the one that guards this path, so none after it answers"], status=500)
     if row is not None and path == b"/" and row.app_root:
         return app_root(row)
     if how == "slash":

@@ -164,12 +164,12 @@ def test_a_service_of_the_cluster(edge: Edge) -> None:
 
 def test_signin(edge: Edge, backends: Echoes) -> None:
     status, headers, _ = edge.get("signin.example.com", "/p?q=1")
-    assert (status, headers["location"]) == (302, "https://login.example.com/start?rd=http%3A%2F%2Fsignin.example.com%2Fp%3Fq%3D1")
+    assert (status, headers["location"]) == (302, "https://login.example.com/start?rd=http://signin.example.com%2Fp%3Fq%3D1")
     asked = backends.asked[-1]
     assert (asked["method"], asked["headers"]["x-original-uri"], asked["headers"]["x-scheme"]) == ("POST", "/p?q=1", "http")
     assert edge.get("signin.example.com", "/", {"X-Token": "good"})[0] == 200
     assert edge.get("signin.example.com", "/", {"X-Fail": "403"})[0] == 403
-    assert edge.get("param.example.com", "/")[1]["location"] == "https://login.example.com/?a=b&next=http%3A%2F%2Fparam.example.com%2F"
+    assert edge.get("param.example.com", "/")[1]["location"] == "https://login.example.com/?a=b&next=http://param.example.com%2F"
 
 
 # --- addresses, and both together

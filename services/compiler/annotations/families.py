@@ -108,7 +108,7 @@ CORS: Final = (
     Annotation(name="cors-allow-headers", parse=v.header_list, risk=Risk.MEDIUM, scope="Ingress", invalid=Invalid.DEFAULT, example="X-Token", effect="Access-Control-Allow-Headers."),
     Annotation(name="cors-expose-headers", parse=v.expose_list, risk=Risk.MEDIUM, scope="Ingress", invalid=Invalid.DEFAULT, example="X-Total", effect="Access-Control-Expose-Headers."),
     Annotation(name="cors-allow-credentials", parse=boolean, scope="Ingress", invalid=Invalid.DEFAULT, effect="Access-Control-Allow-Credentials."),
-    Annotation(name="cors-max-age", parse=v.number(0, 10**9), scope="Ingress", invalid=Invalid.DEFAULT, example="600", effect="Access-Control-Max-Age, seconds."),
+    Annotation(name="cors-max-age", parse=v.number(-(10**9), 10**9), scope="Ingress", invalid=Invalid.DEFAULT, example="600", effect="Access-Control-Max-Age, seconds."),
 )  # fmt: skip
 
 ACCESS: Final = (

@@ -68,7 +68,7 @@ def number(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-seconds = number(1, 1_000_000)
+seconds = number(1, 10**8)
 
 
 def one_of(*allowed: str) -> Callable[[str], str]:

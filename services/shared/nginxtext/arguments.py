@@ -247,7 +247,7 @@ _KNOWN: Final = frozenset(
     tcpinfo_rcv_space time_iso8601 time_local upstream_addr upstream_bytes_received upstream_bytes_sent upstream_cache_status
     upstream_connect_time upstream_header_time upstream_response_length upstream_response_time upstream_status uri proxy_host proxy_port
     proxy_add_x_forwarded_for namespace ingress_name service_name service_port location_path proxy_upstream_name
-    proxy_alternative_upstream_name req_id best_http_host pass_access_scheme pass_port the_real_ip binary_remote_addr""".split()
+    proxy_alternative_upstream_name req_id best_http_host pass_access_scheme pass_port binary_remote_addr""".split()
 )
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from services.shared.nginxtext.arguments import TextError
 
-LIMIT: Final = "(*LIMIT_MATCH=20000)"
+LIMIT: Final = "(*LIMIT_MATCH=500000)"
 MAX_LENGTH: Final = 2048
 
 _GROUPS: Final = ("?:", "?=", "?!", "?<=", "?<!", "?>", "?i)", "?-i)", "?i:", "?-i:", "?|")

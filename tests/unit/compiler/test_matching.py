@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.compiler.matching import Patience, matching_host, matching_route
+from services.compiler.matching import GAVE_UP, Patience, matching_host, matching_route
 from services.shared.contracts.tables import AliasRow, HostRow, RegexAliasRow, Route, encode_row
 from services.shared.nginxtext.regex import LIMIT
 
@@ -21,16 +21,17 @@ def test_only_the_first_alternative_of_a_path_is_anchored() -> None:
     assert matching_route(row("^/a|/b"), b"/x/b", Patience()).index == 0
 
 
-def test_after_a_pattern_that_takes_for_ever_the_next_one_is_tried() -> None:
-    """A tenant's: whoever asks must not be held up, nor the compiler."""
+def test_after_a_pattern_that_takes_for_ever_none_is_tried() -> None:
+    """A tenant's: whoever asks must not be held up, nor the compiler; and it may be the one that guards the path."""
     found = matching_route(row("/(a|aa)+$", "/a"), b"/" + b"a" * 60 + b"!", Patience())
-    assert found.index == 1
+    assert (found.index, found.how) == (-1, GAVE_UP)
     assert found.notes == ("regex /(a|aa)+$ takes too long: nginx gives it up as well, by its match limit",)
 
 
-def test_many_patterns_that_take_for_ever_are_given_up_together() -> None:
-    found = matching_route(row(*["/(a|aa)+$"] * 1000), b"/" + b"a" * 60 + b"!", Patience())
-    assert found.index == -1
+def test_many_aliases_that_take_for_ever_are_given_up_together() -> None:
+    rows = {"r": encode_row(RegexAliasRow(aliases=(("^(a|aa)+$", "h"),) * 1000))}
+    found = matching_host(rows, b"a" * 60 + b".example", Patience())
+    assert found.row is None
     assert len(found.notes) < 20
     assert sum("nginx may answer otherwise" in n for n in found.notes) == 1
 

@@ -53,7 +53,8 @@ end
 local function sticky(backend, tried)
   local chosen = ngx.var.sluice_endpoint
   local retry = tried and next(tried)
-  if chosen ~= "" and not (retry and backend.affinity and backend.affinity.change_on_failure) then
+  local fresh = ngx.var.sluice_cookie ~= "" -- the client has no valid cookie yet: it gets one of an endpoint that answers
+  if chosen ~= "" and not (retry and backend.affinity and (backend.affinity.change_on_failure or fresh)) then
     for i, e in ipairs(backend.endpoints) do
       if e.id == chosen then
         return i

@@ -139,8 +139,8 @@ function _M.signin()
   local url = template.expand(a.signin or "")
   local param = a.signin_redirect_param or "rd"
   if not url:find("[?&]" .. param:gsub("%p", "%%%0") .. "=") then
-    local back = var.pass_access_scheme .. "://" .. (var.best_http_host or var.host) .. var.request_uri
-    url = url .. (url:find("?", 1, true) and "&" or "?") .. param .. "=" .. ngx.escape_uri(back)
+    local back = var.pass_access_scheme .. "://" .. (var.best_http_host or var.host) .. ngx.escape_uri(var.request_uri)
+    url = url .. (url:find("?", 1, true) and "&" or "?") .. param .. "=" .. back
   end
   if url:find("[%c ]") then
     return ngx.exit(500)

@@ -6,6 +6,8 @@ local _M = {}
 
 local function route(r)
   r.exec = "@p_" .. r.policy
+  r.upstream_name = r.backend and (r.namespace or "") .. "-" .. (r.service or "") .. "-" .. (r.port or "") or "upstream-default-backend"
+  r.names = r.vhost and r.vhost:find("$", 1, true) ~= nil
   if r.allow then
     r.allow_list = cidr.list(r.allow)
   end

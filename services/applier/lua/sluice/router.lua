@@ -51,8 +51,8 @@ end
 local function blocked(settings)
   local var = ngx.var
   return settings.cidrs and cidr.contains(settings.cidrs, var.binary_remote_addr)
-    or settings.user_agents and routes.any(settings.user_agents, var.http_user_agent or "")
-    or settings.referers and routes.any(settings.referers, var.http_referer or "")
+    or settings.user_agents and routes.any(settings.user_agents, var.http_user_agent or "", true)
+    or settings.referers and routes.any(settings.referers, var.http_referer or "", true)
 end
 
 -- What nginx itself makes of a Location that is a path.
@@ -154,7 +154,6 @@ local function choose_backend(route, row_name, v, primary)
     var.sluice_endpoint = backend.endpoints[affinity.pick(backend, route, row_name)].id
   end
   var.sluice_backend = backend.key
-  var.proxy_upstream_name = primary.name
 end
 
 local function access(route)
@@ -238,13 +237,16 @@ local function find(host, uri, v)
     return nil
   end
   local route, slash = routes.find(row, uri)
+  if route == routes.GAVE_UP then
+    return row, name, route
+  end
   if route and not node.policies[route.policy] then
     row, name = hosts.find(host, rows.previous_host, v)
     if not row then
       return nil
     end
     route, slash = routes.find(row, uri)
-    if route and not node.policies[route.policy] then
+    if route and route ~= routes.GAVE_UP and not node.policies[route.policy] then
       return nil
     end
   end
@@ -283,6 +285,9 @@ function _M.route()
   if not row then
     return unmatched(settings)
   end
+  if route == routes.GAVE_UP then
+    return finish(nil, 500)
+  end
   if settings.skip_urls and routes.any(settings.skip_urls, var.request_uri) then
     var.sluice_quiet = "1"
   end
@@ -299,12 +304,13 @@ function _M.route()
     forwarded_host()
   end
   var.sluice_host = settings.use_forwarded_headers and var.best_http_host or var.http_host or host
-  if not route.plain then
-    features(route, host, name, row, v)
-  end
-  if node.meta then
+  if node.meta or route.names then
     meta(route)
     var.sluice_row = name
+  end
+  var.proxy_upstream_name = primary and primary.name or route.upstream_name
+  if not route.plain then
+    features(route, host, name, row, v)
   end
   if not route.backend and name == "_" and not route.ingress then
     return unmatched(settings)

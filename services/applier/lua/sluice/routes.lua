@@ -2,7 +2,8 @@
 local byte, sub = string.byte, string.sub
 local SLASH = 47
 
-local _M = {}
+-- In place of a route: a regular expression reached its match limit (nginx itself answers 500 then).
+local _M = { GAVE_UP = {} }
 
 local function by_regex(row, uri)
   local list = row.regex
@@ -12,6 +13,9 @@ local function by_regex(row, uri)
       return row.routes[list[i][2] + 1]
     elseif err then
       ngx.log(ngx.WARN, "path regex gave up: ", err)
+      if not err:find("pcre_compile", 1, true) then -- it may be the one that guards this URI: the next one must not answer for it
+        return _M.GAVE_UP
+      end
     end
   end
   return nil
@@ -46,16 +50,19 @@ function _M.find(row, uri)
   return nil
 end
 
--- Whether any of the prepared patterns (see prepare.lua) matches.
-function _M.any(patterns, text)
+-- Whether any of the prepared patterns (see prepare.lua) matches. `in_doubt`: what holds for text that a pattern gives up on.
+function _M.any(patterns, text, in_doubt)
   for i = 1, #patterns do
     local p = patterns[i]
     if p.literal then
       if p.literal:lower() == text:lower() then
         return true
       end
-    elseif ngx.re.find(text, p.regex, "ijo") then
-      return true
+    else
+      local from, _, err = ngx.re.find(text, p.regex, "ijo")
+      if from or err and in_doubt then
+        return true
+      end
     end
   end
   return false
