@@ -75,7 +75,7 @@ FROM python AS applier
 RUN printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d && chmod 755 /usr/sbin/policy-rc.d \
  && apt-get update -qq \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nginx-light libnginx-mod-http-lua \
-      libnginx-mod-http-headers-more-filter lua-resty-core lua-resty-lrucache lua-cjson libcap2-bin \
+      libnginx-mod-http-headers-more-filter libnginx-mod-stream libnginx-mod-stream-js lua-resty-core lua-resty-lrucache lua-cjson libcap2-bin \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /usr/sbin/policy-rc.d
 COPY --from=build-applier /opt/sluice /opt/sluice
 COPY --chmod=755 scripts/images/wait-shutdown /wait-shutdown

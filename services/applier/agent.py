@@ -69,6 +69,7 @@ class Agent:
             http_port=options.http_port,
             https_port=options.https_port,
             address=options.address,
+            stream_port_offset=options.stream_port_offset,
             metrics=options.flags.enable_metrics,
         )
         self.control = control or Control(self.settings.control_socket)
@@ -275,7 +276,8 @@ class Agent:
             refused=self.policies.refused.keys() | self.policies.held(self.manifest),
             tables_wanted=self._wanted_tables(),
             tables_bytes=self.settings.tables_bytes,
-            settings_changed=bool(self.generation) and self._settings_changed,
+            settings_changed=bool(self.generation)
+            and (self._settings_changed or self._installer.freed(self.settings, self.policies.loaded)),
             rows_behind=bool(self.live.behind),
         )
 
@@ -326,6 +328,8 @@ class Agent:
         self.watch.crashes.installed(time.monotonic())
         for policy, words in self.policies.refused.items():
             self.fail(f"policy {policy}: {words}")
+        for words in installed.taken:
+            self.fail(f"a TCP or UDP service is not served here: {words}")
         await self.live.align()
 
     async def _undo_installation(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Container
 
 from msgspec import Struct
 
-from services.shared.contracts.version import PolicyBundle
+from services.shared.contracts.version import OPTIONAL_SCOPES, PolicyBundle
 
 
 class Decision(Struct, frozen=True, kw_only=True):
@@ -33,15 +33,17 @@ def decide(
     settings_changed: bool,
     rows_behind: bool,
 ) -> Decision:
-    """`bundle`: the newest version's policies; `loaded`: those nginx runs. Policies are additive: fewer of them are no reason."""
+    """`bundle`: the newest version's policies; `loaded`: those nginx runs. Policies are additive: fewer of them are no reason, unless
+    a whole scope is gone: its listeners are to be closed."""
     have = {p.hash for p in loaded.policies}
+    gone = {p.scope for p in loaded.policies} & OPTIONAL_SCOPES - {p.scope for p in bundle.policies}
     if settings_changed:
         reload = "settings"
     elif tables_wanted > tables_bytes:
         reload = "table-memory"
     elif any(p.hash in refused for p in loaded.policies):
         reload = "revert"
-    elif any(p.hash not in have and p.hash not in refused for p in bundle.policies):
+    elif gone or any(p.hash not in have and p.hash not in refused for p in bundle.policies):
         reload = "policy"
     else:
         reload = ""
@@ -51,7 +53,7 @@ def decide(
 def composed(bundle: PolicyBundle, stand_in: PolicyBundle, refused: Container[str]) -> PolicyBundle | None:
     """The bundle without what is refused: a location policy is left out, a global one is replaced by the first of its scope in `stand_in`.
 
-    None: a global policy is refused, and there is none to stand in for it.
+    None: a global policy is refused, there is none to stand in for it, and nginx needs one.
     """
     stay = {p.scope: p for p in reversed(stand_in.policies) if p.scope != "location" and p.hash not in refused}
     out = []
@@ -59,9 +61,10 @@ def composed(bundle: PolicyBundle, stand_in: PolicyBundle, refused: Container[st
         if policy.hash not in refused:
             out.append(policy)
         elif policy.scope != "location":
-            if policy.scope not in stay:
+            if policy.scope in stay:
+                out.append(stay[policy.scope])
+            elif policy.scope not in OPTIONAL_SCOPES:
                 return None
-            out.append(stay[policy.scope])
     return PolicyBundle(policies=tuple(out))
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from services.applier.streams import check_text
 from services.shared.contracts.version import Policy, PolicyBundle, policy_hash
 from services.shared.nginxtext.arguments import TextError
 from services.shared.nginxtext.strict import Directive, parse
@@ -28,6 +29,9 @@ ALLOWED: Final[dict[str, frozenset[str]]] = {
         """ssl_protocols ssl_ciphers ssl_prefer_server_ciphers ssl_ecdh_curve ssl_buffer_size ssl_session_cache ssl_session_timeout
         ssl_session_tickets ssl_early_data more_set_headers location rewrite_by_lua_file proxy_http_version proxy_set_header
         proxy_pass""".split()
+    ),
+    "stream": frozenset(
+        "log_format access_log proxy_timeout server listen set proxy_responses set_real_ip_from proxy_protocol proxy_pass".split()
     ),
     "location": frozenset(
         """error_page auth_request access_by_lua_file auth_basic auth_basic_user_file header_filter_by_lua_file add_header limit_conn
@@ -75,7 +79,7 @@ def _check(policy: Policy) -> str:
         words = _check_directive(policy, directive)
         if words:
             return words
-    return ""
+    return check_text(policy.text, directives) if policy.scope == "stream" else ""
 
 
 def _outside_keyed(directives: tuple[Directive, ...]) -> list[Directive]:

@@ -14,6 +14,8 @@ from typing import Final
 
 import msgspec
 
+from services.applier.streams import ROW_PREFIX, file_name
+from services.shared.contracts.tables import StreamRow
 from services.shared.contracts.version import Manifest
 
 SHRINK_FROM: Final = 100
@@ -69,7 +71,7 @@ class Malformed(Exception):
 
 
 def look(rows: Mapping[str, bytes]) -> None:
-    """Raises Malformed. Keys and rows are lines of files and pushes; an `f/` key is the name of a file. What was sealed is open here."""
+    """Raises Malformed. Keys and rows are lines of files and pushes; an `f/` or `l/` key names a file. What was sealed is open here."""
     for key, row in rows.items():
         if not _KEY.fullmatch(key):
             raise Malformed(f"a row's key has control characters, or none at all: {key[:80]!r}")
@@ -79,12 +81,23 @@ def look(rows: Mapping[str, bytes]) -> None:
             raise Malformed(f"row {key[:80]!r} is not of one line")
         if key.startswith("f/") and not _is_file(key, row):
             raise Malformed(f"row {key[:80]!r} is not the file that its name says")
+        if key.startswith(ROW_PREFIX) and not _is_stream(key, row):
+            raise Malformed(f"row {key[:80]!r} is not a port's endpoints")
 
 
 def unnamed(keys: Iterable[str]) -> str:
     """`look` for keys that are deleted: what is wrong with one; empty: nothing."""
     bad = next((k for k in keys if not _KEY.fullmatch(k)), None)
     return "" if bad is None else f"a deleted row's key has control characters, or none at all: {bad[:80]!r}"
+
+
+def _is_stream(key: str, row: bytes) -> bool:
+    try:
+        file_name(key)
+        msgspec.json.decode(row, type=StreamRow)
+    except ValueError:  # a DecodeError is one
+        return False
+    return True
 
 
 def _is_file(key: str, row: bytes) -> bool:

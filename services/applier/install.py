@@ -18,9 +18,11 @@ from msgspec import Struct
 from services.applier.control import Control
 from services.applier.decide import composed, introduced
 from services.applier.nginx import Nginx, TestResult
-from services.applier.nodeconf import LUA, NodeSettings, nginx_conf, write_generation
+from services.applier.nodeconf import LUA, NodeSettings, nginx_conf, stream_conf, write_generation
 from services.applier.store import Header, Made, Store
-from services.shared.contracts.version import PolicyBundle
+from services.applier.streamports import missing, taken
+from services.applier.streams import NJS, Listener
+from services.shared.contracts.version import OPTIONAL_SCOPES, PolicyBundle
 from services.shared.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -43,6 +45,8 @@ class Installed(Struct, frozen=True, kw_only=True):
     made_of: str = ""
     refused: dict[str, str] = {}
     """Policies left out (a global one: replaced by the one before): hash -> nginx's words."""
+    taken: tuple[str, ...] = ()
+    """Ports of TCP and UDP services that could not be had: a sentence each."""
     error: str = ""
     tested_at: float = 0.0
     loaded_at: float = 0.0
@@ -56,10 +60,10 @@ def failpoint(name: str) -> None:
 
 @functools.cache
 def _lua_digest() -> str:
-    """Of the constant Lua: workers keep what they were started with."""
+    """Of the constant Lua and njs: workers keep what they were started with."""
     digest = hashlib.sha256()
-    for file in sorted(LUA.rglob("*.lua")):
-        digest.update(f"{file.relative_to(LUA)}\n".encode() + file.read_bytes())
+    for file in (*sorted(LUA.rglob("*.lua")), *sorted(NJS.rglob("*.js"))):
+        digest.update(f"{file.relative_to(LUA.parent)}\n".encode() + file.read_bytes())
     return digest.hexdigest()
 
 
@@ -71,7 +75,7 @@ def made_of(settings: NodeSettings) -> str:
 @functools.cache
 def _made_of(fixed: NodeSettings) -> str:
     """Asked for at each version and four times a second."""
-    parts = (str(msgspec.structs.asdict(fixed)), nginx_conf(fixed, PolicyBundle(policies=())), _lua_digest())
+    parts = (str(msgspec.structs.asdict(fixed)), nginx_conf(fixed, PolicyBundle(policies=())), stream_conf(fixed), _lua_digest())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -102,8 +106,9 @@ class Installer:
         before = self._store.current
         generation = self._highest = max(self._highest, before, *self._store.generations(), 0) + 1
         made = Made(of=made_of(settings), tables_bytes=settings.tables_bytes)
+        ports = taken(settings, bundle, self._store.path(before), running=bool(self._nginx.pid))
         try:
-            error, kept, out = await self._write(settings, bundle, stand_in, generation, header, rows, refused)
+            error, kept, out = await self._write(settings, bundle, stand_in, generation, header, rows, refused, frozenset(ports))
             if not error:
                 self._store.seal(generation, kept, made)
         except OSError as problem:
@@ -119,7 +124,20 @@ class Installer:
             return Installed(ok=False, refused=out, error=error, tested_at=tested)
         failpoint("confirmed")
         self._store.keep((generation, before))
-        return Installed(ok=True, generation=generation, bundle=kept, made_of=made.of, refused=out, tested_at=tested, loaded_at=time.time())
+        return Installed(
+            ok=True,
+            generation=generation,
+            bundle=kept,
+            made_of=made.of,
+            refused=out,
+            taken=tuple(ports.values()),
+            tested_at=tested,
+            loaded_at=time.time(),
+        )
+
+    def freed(self, settings: NodeSettings, loaded: PolicyBundle) -> bool:
+        """Whether a port that could not be had can be now. `loaded`: what nginx runs."""
+        return missing(settings, loaded, self._store.path(self._store.current))
 
     async def _write(
         self,
@@ -130,15 +148,18 @@ class Installer:
         header: Header,
         rows: Mapping[str, bytes],
         refused: Mapping[str, str],
+        without: frozenset[Listener],
     ) -> tuple[str, PolicyBundle, dict[str, str]]:
-        """Write and test, without what is refused, until nginx agrees: (empty or why it does not, what is left, what is refused)."""
+        """Write and test, without what is refused and ports that others have, until nginx agrees: (empty or why it does not, what is left,
+        what is refused)."""
         out = dict(refused)
         while True:
             kept = composed(bundle, stand_in, out)
             if kept is None:
                 return f"a policy that nginx needs is refused: {'; '.join(sorted(set(out.values())))}", bundle, out
             self._store.discard(generation)
-            write_generation(self._store.path(generation), settings, kept, generation=generation, version=header.version)
+            directory = self._store.path(generation)
+            write_generation(directory, settings, kept, generation=generation, version=header.version, without=without)
             self._store.write_rows(generation, header, rows)
             failpoint("written")
             test = await self._nginx.test(self._store.path(generation))
@@ -252,8 +273,9 @@ class Installer:
 
 
 def _named(test: TestResult, kept: PolicyBundle, stand_in: PolicyBundle, refused: Container[str]) -> str:
-    """The policy whose file nginx complains of; a global one only where another can stand in for it."""
+    """The policy whose file nginx complains of; a global one only where another can stand in for it, or none is needed."""
     if test.policy or not test.scope:
         return test.policy
     others = {p.hash for p in stand_in.policies if p.scope == test.scope and p.hash not in refused}
-    return next((p.hash for p in kept.policies if p.scope == test.scope and others - {p.hash}), "")
+    dispensable = test.scope in OPTIONAL_SCOPES
+    return next((p.hash for p in kept.policies if p.scope == test.scope and (dispensable or others - {p.hash})), "")

@@ -17,6 +17,7 @@ from services.applier.guard import SHRINK_GUARD, SHRINK_SECONDS, Patience, shrin
 from services.applier.resolve import Names
 from services.applier.rows import Split, files_of, host_count, policies_of, split, still_needed
 from services.applier.store import JOURNAL_LIMIT, Header, Store, Stored
+from services.applier.streams import StreamFiles
 from services.shared.contracts.tables import PushHeader
 from services.shared.contracts.version import TableDigest
 from services.shared.sealing.ring import KeyRing
@@ -52,6 +53,7 @@ class Live:
         self.group: int | None = None
         """The workers' group, where they are another user: who may read files."""
         self.names = Names({})
+        self._streams = StreamFiles(store.directory / "streams")
         self.unresolved = asyncio.Event()
         """There are names to `resolve` for the first time. Not done by a push: DNS may take its time, or not answer at all."""
         self._unsent = False
@@ -76,6 +78,8 @@ class Live:
         self.behind, self.deferred = set(), {}
         self.names = Names(self._store.read_local())
         self.names.note(self.rows, ())
+        self._write_streams(self.rows)
+        self._streams.keep(self.rows)
 
     def forget(self) -> None:
         """Nothing is known of what nginx holds: the next push brings everything."""
@@ -147,9 +151,17 @@ class Live:
         try:
             for digest, content in files_of(rows).items():
                 self._store.write_file(digest, content, self.group)
+            self._streams.write(rows, self.names.rows)
         except OSError as problem:
             return PushResult(outcome="refused", detail=f"a file could not be written: {problem}")
         return None
+
+    def _write_streams(self, rows: Mapping[str, bytes]) -> None:
+        """Ports whose names have other answers now, or whose files were lost."""
+        try:
+            self._streams.write(rows, self.names.rows)
+        except OSError as error:
+            self._fail(f"the endpoints of a TCP or UDP service could not be written: {error}")
 
     async def _took(self, parts: Split, version: str, content: str) -> None:
         upsert, delete = parts.upsert, parts.delete
@@ -160,6 +172,8 @@ class Live:
         self.version, self.content = version, content
         self.behind = self._differing()
         self._persist(upsert, delete)
+        self._write_streams(upsert)  # `resolve` may have written what was live until now
+        self._streams.forget(delete)
         if any(k.startswith("f/") for k in delete):
             self._store.forget_files({k[2:] for k in self.rows if k.startswith("f/")})
         if self.names.note(upsert, delete):
@@ -168,6 +182,7 @@ class Live:
     async def push_all(self) -> None:
         """Bring memory to `rows`, whatever is in it."""
         problem = self._write_files(self.rows)
+        self._streams.keep(self.rows)
         result = problem or await self._control.push(_everything(self.rows, self.version, self.content))
         if result.outcome != "live":
             self._fail(f"the rows could not be pushed: {result.outcome} {result.detail}")
@@ -225,6 +240,8 @@ class Live:
                 self._store.write_local(self.names.rows)
             except OSError as error:
                 self._fail(f"the answers of the node's DNS could not be written: {error}")
+        if changed or gone:
+            self._write_streams(self.rows)
         if changed or gone or self._unsent:
             await self._push_local(self.names.rows if self._unsent else changed, gone)
 

@@ -21,7 +21,7 @@ log = get_logger(__name__)
 
 WORKER = "nginx: worker process"
 WORKER_USER = "www-data"
-_GLOBALS = ("main.conf", "events.conf", "http.conf", "server.conf")
+_GLOBALS = ("main.conf", "events.conf", "http.conf", "server.conf", "stream.conf")
 _PLACE = re.compile(r" in (?P<file>\S+):\d+$", re.ASCII)
 
 
@@ -34,7 +34,7 @@ class TestResult(Struct, frozen=True, kw_only=True):
     policy: str = ""
     """The location policy whose file it names; empty: another file, or none."""
     scope: str = ""
-    """The scope of the global policy whose file it names (`main`, `events`, `http`, `server`)."""
+    """The scope of the global policy whose file it names (`main`, `events`, `http`, `server`, `stream`)."""
 
 
 def worker_user(directory: Path) -> str:

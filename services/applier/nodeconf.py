@@ -20,12 +20,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from msgspec import Struct
 
+from services.applier.streams import NJS, Listener, node_text
 from services.shared.contracts.version import PolicyBundle
 from services.shared.nginxtext import arguments as arg
 
 LUA: Final = Path(__file__).with_name("lua")
 MODULES: Final = Path("/usr/lib/nginx/modules")
 MODULE_FILES: Final = ("ndk_http_module.so", "ngx_http_lua_module.so", "ngx_http_headers_more_filter_module.so")
+STREAM_MODULE_FILES: Final = ("ngx_stream_module.so", "ngx_stream_js_module.so")
+"""Loaded only where the version has TCP or UDP services."""
 MEGABYTE: Final = 1024 * 1024
 SMALLEST_TABLES: Final = 64 * MEGABYTE
 
@@ -57,6 +60,8 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
     """Size of `sluice_tables`. A change empties the dictionary at the next reload, and `init_by_lua` fills it from disk."""
     metrics: bool = False
     metrics_per_host: bool = True
+    stream_port_offset: int = 0
+    """Added to the ports of TCP and UDP services: several nodes share a machine."""
     status_allow: tuple[str, ...] = ("127.0.0.1", "::1")
     """Who may read /nginx_status on the catch-all server."""
 
@@ -112,7 +117,9 @@ def _listen(settings: NodeSettings) -> list[str]:
 
 def nginx_conf(settings: NodeSettings, bundle: PolicyBundle) -> str:
     """The whole nginx.conf. Nothing in it comes from an object: paths and ports of this node, hashes, constants."""
-    modules = "".join(f"load_module {arg.Path(str(MODULES / m)).text};\n" for m in MODULE_FILES)
+    streams = any(p.scope == "stream" for p in bundle.policies)
+    files = (*MODULE_FILES, *(STREAM_MODULE_FILES if streams else ()))
+    modules = "".join(f"load_module {arg.Path(str(MODULES / m)).text};\n" for m in files)
     user = f"user {arg.Keyword(settings.user, (settings.user,)).text};\n" if settings.user else ""
     locations = "".join(
         f"    location @p_{p.hash} {{ include policies/{p.hash}.conf; }}\n" for p in bundle.policies if p.scope == "location"
@@ -130,7 +137,23 @@ def nginx_conf(settings: NodeSettings, bundle: PolicyBundle) -> str:
         variables="\n      ".join(f'set ${v} "";' for v in VARIABLES),
         allow=" ".join(f"allow {arg.Cidr(c).text};" for c in settings.status_allow),
         locations=locations,
+        stream=stream_conf(settings) if streams else "",
     )
+
+
+def stream_conf(settings: NodeSettings) -> str:
+    """What nginx.conf has where there are TCP or UDP services."""
+    return _STREAM.format(directory=_plain(str(settings.directory)))
+
+
+_STREAM: Final = """stream {{
+  js_import stream from {directory}/njs/stream.js;
+  js_var $sluice_streams {directory}/streams;
+  js_set $sluice_endpoint stream.endpoint;
+  js_set $proxy_upstream_name stream.name;
+  include stream.conf;
+}}
+"""
 
 
 _CONF: Final = """# Written by the applier; a new generation replaces it.
@@ -238,16 +261,27 @@ http {{
     location / {{ return 404; }}
   }}
 }}
-"""
+{stream}"""
 
 
-def write_generation(directory: Path, settings: NodeSettings, bundle: PolicyBundle, *, generation: int, version: str) -> None:
-    """A version directory's text files: nginx.conf, node.json, the policies. `version`: `epoch.number`."""
+def write_generation(
+    directory: Path,
+    settings: NodeSettings,
+    bundle: PolicyBundle,
+    *,
+    generation: int,
+    version: str,
+    without: frozenset[Listener] = frozenset(),
+) -> None:
+    """A version directory's text files: nginx.conf, node.json, the policies. `version`: `epoch.number`; `without`: ports it cannot have."""
     policies = directory / "policies"
     policies.mkdir(parents=True, exist_ok=True)
     for policy in bundle.policies:
         target = policies / f"{policy.hash}.conf" if policy.scope == "location" else directory / f"{policy.scope}.conf"
-        target.write_text(policy.text)
+        text = policy.text
+        if policy.scope == "stream":
+            text = node_text(text, settings.stream_port_offset, [settings.address] if settings.address else [], without)
+        target.write_text(text)
     if settings.worker_processes:
         main = directory / "main.conf"
         lines = [line for line in main.read_text().splitlines() if not line.startswith("worker_processes ")]
@@ -270,18 +304,19 @@ def write_generation(directory: Path, settings: NodeSettings, bundle: PolicyBund
 
 
 def prepare_node(settings: NodeSettings) -> None:
-    """The parts of the node's directory that no generation owns: folders, the link to Lua, the listener's own certificate."""
-    for name in ("versions", "files", "run", "logs"):
+    """The parts of the node's directory that no generation owns: folders, the links to Lua and njs, the listener's own certificate."""
+    for name in ("versions", "files", "streams", "run", "logs"):
         (settings.directory / name).mkdir(parents=True, exist_ok=True)
     for folder, mode in ((settings.control_socket.parent, 0o700), (settings.builtin_socket.parent, 0o711)):
         folder.mkdir(mode=mode, parents=True, exist_ok=True)
         if folder.stat().st_uid != os.geteuid():
             raise PermissionError(f"{folder} belongs to somebody else")
         folder.chmod(mode)
-    link = settings.directory / "lua"
-    if not link.is_symlink() or link.readlink() != LUA:
-        link.unlink(missing_ok=True)
-        link.symlink_to(LUA)
+    for shipped in (LUA, NJS):
+        link = settings.directory / shipped.name
+        if not link.is_symlink() or link.readlink() != shipped:
+            link.unlink(missing_ok=True)
+            link.symlink_to(shipped)
     if not (settings.directory / "node.key").exists() or not (settings.directory / "node.crt").exists():
         certificate, key = self_signed()
         _private(settings.directory / "node.key", key)

@@ -35,6 +35,8 @@ class ApplierOptions(Struct, frozen=True, kw_only=True):
     nginx: str = "/usr/sbin/nginx"
     address: str = ""
     """Listen on this address only."""
+    stream_port_offset: int = 0
+    """Added to the ports of TCP and UDP services, where several nodes share a machine."""
     flags: Flags = Flags()
     drain_seconds: float = 5.0
     """For nginx to finish what it has begun, at a clean stop; then it is killed."""

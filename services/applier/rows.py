@@ -67,8 +67,8 @@ def host_count(keys: Iterable[str]) -> int:
 
 
 def names_of(key: str, row: bytes) -> set[str]:
-    """Host names in a row that the node must resolve: ExternalName upstreams, and auth services outside the cluster."""
-    if key.startswith("b/") and b'"external":' in row:
+    """Host names in a row that the node must resolve: ExternalName upstreams and ports, and auth services outside the cluster."""
+    if key.startswith(("b/", "l/")) and b'"external":' in row:
         return {msgspec.json.decode(row)["external"]}
     if key.startswith("h/") and b'"auth":{' in row:
         found = set()

@@ -18,6 +18,13 @@ from services.shared.flags import Flags
 @click.option("--http-port", required=True, type=click.IntRange(1, 65535))
 @click.option("--https-port", required=True, type=click.IntRange(1, 65535))
 @click.option("--health-port", required=True, type=click.IntRange(1, 65535), help="/healthz, /readyz, /metrics.")
+@click.option(
+    "--stream-port-offset",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 65534),
+    help="Added to the ports of TCP and UDP services, where several nodes share a machine.",
+)
 @click.option("--nginx", default="/usr/sbin/nginx", show_default=True, help="The nginx binary.")
 @click.option(
     "--drain-seconds",
@@ -41,6 +48,7 @@ def command(
     http_port: int,
     https_port: int,
     health_port: int,
+    stream_port_offset: int,
     nginx: str,
     drain_seconds: float,
     keep_nginx: bool,
@@ -60,6 +68,7 @@ def command(
             http_port=http_port,
             https_port=https_port,
             healthz_port=health_port,
+            stream_port_offset=stream_port_offset,
             nginx=nginx,
             drain_seconds=drain_seconds,
             stop_nginx=not keep_nginx,

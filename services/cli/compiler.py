@@ -14,6 +14,13 @@ from services.shared.flags import Flags
 @click.command("compiler")
 @click.option("--group", default="default", show_default=True, help="The group of nodes to compile for.")
 @click.option("--any-address/--no-any-address", default=True, show_default=True, help="Whether endpoints may be loopback or link-local.")
+@click.option(
+    "--nodes-here",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="So many nodes share one machine, node i on each port + i: TCP and UDP services must keep that distance.",
+)
 @click.option("--name", default="compiler", show_default=True, help="Its name in NATS' list of connections.")
 @click.option(
     "--crash-notes",
@@ -43,6 +50,7 @@ from services.shared.flags import Flags
 def command(
     group: str,
     any_address: bool,
+    nodes_here: int,
     name: str,
     crash_notes: Path | None,
     rollout_soak: float,
@@ -63,6 +71,7 @@ def command(
             group=group,
             flags=flags,
             any_address=any_address,
+            nodes_here=nodes_here,
             name=name,
             crash_notes=crash_notes,
             rollout_soak_seconds=rollout_soak,

@@ -20,7 +20,13 @@ from services.shared.flags import Flags
 @click.option("--manifests", type=options.path(), default=Path("manifests"), show_default=True, help="The directory of manifests.")
 @click.option("--kubeconfig", type=options.path(exists=True, dir_okay=False), help="The source is this cluster instead of a directory.")
 @click.option("--context", default="", help="Of the kubeconfig.  [default: its current one]")
-@click.option("--nodes", default=2, show_default=True, type=click.IntRange(1, 64), help="Edge nodes; node i listens on each port + i.")
+@click.option(
+    "--nodes",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Edge nodes; node i listens on each port + i, those of TCP and UDP services too.",
+)
 @click.option("--http-port", type=click.IntRange(1, 65535), help="[default: 8080, or the flag of this name]")
 @click.option("--https-port", type=click.IntRange(1, 65535), help="[default: 8443, or the flag of this name]")
 @click.option("--healthz-port", type=click.IntRange(1, 65535), help="/healthz, /readyz, /metrics. [default: 10254]")

@@ -39,24 +39,24 @@ def service_port(service: Service, port: str) -> ServicePort | None:
     return next((p for p in ports if port in (str(p.port), str(p.target_port), p.name)), None)
 
 
-def endpoints(world: World, service: Service, port: ServicePort) -> tuple[tuple[str, int], ...]:
-    """Ready addresses of all slices, once each, sorted."""
+def endpoints(world: World, service: Service, port: ServicePort, protocol: str = "TCP") -> tuple[tuple[str, int], ...]:
+    """Ready addresses of all slices with ports of this protocol, once each, sorted."""
     owner = (service.metadata.namespace, service.metadata.name)
     found: set[tuple[str, int]] = set()
     for piece in world.slices.get(owner, {}).values():
-        numbers = _slice_ports(piece, port)
+        numbers = _slice_ports(piece, port, protocol)
         for endpoint in piece.endpoints or ():
             if endpoint.conditions.ready is not False:
                 found.update((address, n) for address in endpoint.addresses for n in numbers if _is_address(address))
     return tuple(sorted(found))
 
 
-def _slice_ports(piece: EndpointSlice, port: ServicePort) -> list[int]:
+def _slice_ports(piece: EndpointSlice, port: ServicePort, protocol: str) -> list[int]:
     if not piece.ports:
         return [port.target_port] if isinstance(port.target_port, int) and port.target_port else []
     numbers = []
     for candidate in piece.ports:
-        if (candidate.protocol or "TCP") != "TCP" or not candidate.port or not 1 <= candidate.port <= 65535:
+        if (candidate.protocol or "TCP") != protocol or not candidate.port or not 1 <= candidate.port <= 65535:
             continue
         if not port.name or candidate.name == port.name or candidate.port == port.target_port:
             numbers.append(candidate.port)
@@ -71,12 +71,11 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _external(service: Service, port: str) -> tuple[str, int] | None:
-    """The name and port of an ExternalName Service; None: refused or unusable."""
+def external_of(service: Service, listed: ServicePort | None, port: str) -> tuple[str, int] | None:
+    """The name and port of an ExternalName Service; None: refused or unusable. `listed`: its port that `port` means, where it has it."""
     name = service.spec.external_name.rstrip(".").lower()
     if not _DNS.fullmatch(name) or name == "localhost" or name.endswith(".localhost") or _is_address(name):
         return None
-    listed = service_port(service, port)
     if listed is not None:
         target = listed.target_port if isinstance(listed.target_port, int) and listed.target_port else listed.port
         return name, target
@@ -97,7 +96,7 @@ def absent(ingress: ReadIngress, world: World) -> Iterator[Problem]:
             message = f"there is no Service {name} yet: requests get 503 until there is"
             yield Problem(reason=Reason.SERVICE_NOT_FOUND, field=f"{field}.service.name", message=message, severity="warning")
         elif service.spec.type == "ExternalName":
-            if _external(service, ref.port) is None:
+            if external_of(service, service_port(service, ref.port), ref.port) is None:
                 message = f"the ExternalName of Service {name}, or its port, cannot be used: requests get 503"
                 yield Problem(reason=Reason.REFERENCE_FORBIDDEN, field=f"{field}.service", message=message, severity="warning")
         elif service_port(service, ref.port) is None:
@@ -174,7 +173,7 @@ def lower_backend(ref: BackendRef, users: Users, world: World, settings: GlobalS
     external, external_port = "", 0
     addresses: tuple[tuple[str, int], ...] = ()
     if service.spec.type == "ExternalName":
-        external, external_port = _external(service, ref.port) or ("", 0)
+        external, external_port = external_of(service, service_port(service, ref.port), ref.port) or ("", 0)
     else:
         port = service_port(service, ref.port)
         wants_service = first is not None and (settings.service_upstream if first.service_upstream is None else first.service_upstream)

@@ -44,6 +44,7 @@ from services.compiler.configvalues import (
     risk,
     size,
     size_between,
+    stream_log_format,
     switch,
     words,
 )
@@ -59,6 +60,7 @@ class Context(StrEnum):
 
     MAIN = "main"
     HTTP = "http"
+    STREAM = "stream"
     LOCATION = "location policies"
     DATA = "data"
     COMPILER = "compiler"
@@ -238,6 +240,13 @@ KEYS: Final[dict[str, Key]] = {
             ssl_session_timeout=duration("s|m|h|d|w|M|y"),
             ssl_session_tickets=boolean,
             ssl_early_data=boolean,
+        ),
+        *_keys(
+            Context.STREAM,
+            log_format_stream=stream_log_format,
+            disable_stream_access_log=boolean,
+            proxy_stream_timeout=duration("ms|s|m|h|d"),
+            proxy_stream_responses=integer(0, 1000000),
         ),
         *_keys(
             Context.MAIN,

@@ -173,6 +173,11 @@ def log_format(text: str) -> str:
     return text
 
 
+def stream_log_format(text: str) -> str:
+    arg.StreamLogFormat(text)
+    return text
+
+
 def request_key(text: str) -> str:
     arg.RequestKey(text)
     return text

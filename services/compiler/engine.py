@@ -27,6 +27,7 @@ from services.compiler.locations import FIRST_PORT, unclaimed_location
 from services.compiler.policies import policy_of, render_bundle
 from services.compiler.refusals import Refusals
 from services.compiler.settings import GlobalSettings
+from services.compiler.streams import Streams
 from services.compiler.tables import Tables
 from services.compiler.tlssecrets import TLSSecrets
 from services.compiler.world import World
@@ -60,10 +61,12 @@ class Output(Struct, frozen=True, kw_only=True):
 
 
 class Engine:
-    """One compiler. `any_address`: endpoints may be loopback or link-local (the manifests source). `clock`: Unix seconds, for verdicts on
-    certificates; versions do not depend on it."""
+    """One compiler. `any_address`: endpoints may be loopback or link-local (the manifests source). `nodes`: how many share a machine, node
+    i on each port + i. `clock`: Unix seconds, for verdicts on certificates; versions do not depend on it."""
 
-    def __init__(self, flags: Flags, *, any_address: bool = True, crashes: Crashes | None = None, clock: Clock = time.time) -> None:
+    def __init__(
+        self, flags: Flags, *, any_address: bool = True, nodes: int = 1, crashes: Crashes | None = None, clock: Clock = time.time
+    ) -> None:
         self.flags = flags
         self._crashes = crashes or Crashes()
         self.settings = GlobalSettings()
@@ -75,6 +78,7 @@ class Engine:
         self._tables = Tables()
         self._names = naming.Names()
         self._canaries = Canaries()
+        self._streams = Streams(flags, any_address=any_address, nodes=nodes)
         self.tls = TLSSecrets(self.world, clock)
         self._policies: Counter[LocationPolicy] = Counter()
         self._bundle = PolicyBundle(policies=())
@@ -130,19 +134,35 @@ class Engine:
         elif kind == "IngressClass":
             self._dirty_ingresses.update((i.metadata.namespace, i.metadata.name) for i in self.world.all(Ingress))
         elif kind == "Service":
-            refs = self.graph.backends_of_service(place)
-            self._dirty_backends |= refs
+            refs = self._service_changed(place)
             self._dirty_verdicts |= {Key("Ingress", i.namespace, i.name) for ref in refs for i in self.graph.of_backend(ref)}
         elif kind == "EndpointSlice":
             for piece in change:
                 if isinstance(piece, EndpointSlice):
-                    owner = (piece.metadata.namespace, piece.metadata.labels.get("kubernetes.io/service-name", ""))
-                    self._dirty_backends |= self.graph.backends_of_service(owner)
+                    self._service_changed((piece.metadata.namespace, piece.metadata.labels.get("kubernetes.io/service-name", "")))
         elif kind == "Secret":
             self._secret_changed(place, deleted=delta.object is None)
-        elif kind == "ConfigMap" and f"{delta.namespace}/{delta.name}" == self.flags.configmap:
-            self._settings_changed()
+        elif kind == "ConfigMap":
+            return self._configmap_changed(delta.key)
         else:
+            return False
+        return True
+
+    def _service_changed(self, place: Place) -> set[BackendRef]:
+        """A Service or its endpoints; which backends are it."""
+        refs = self.graph.backends_of_service(place)
+        self._dirty_backends |= refs
+        self._streams.service_changed(place)
+        return refs
+
+    def _configmap_changed(self, key: Key) -> bool:
+        """Whether it is one that means something."""
+        if key == self._configmap:
+            self._settings_changed()
+        if self._streams.read(key, self.world):
+            self._dirty_verdicts.add(key)
+            self._bundle_dirty = True
+        elif key != self._configmap:
             return False
         return True
 
@@ -177,7 +197,7 @@ class Engine:
         """The same, yielding every `STEP_SECONDS`; `take` afterwards. Deltas must not be applied in between."""
         due = time.monotonic() + STEP_SECONDS
         self._crashes.batch(self._before.values())
-        for work in (self._read_ingresses, self._lower_hosts, self._write_names, self._lower_backends):
+        for work in (self._read_ingresses, self._lower_hosts, self._write_names, self._lower_backends, self._lower_streams):
             for _ in work():
                 if time.monotonic() >= due:
                     yield
@@ -189,7 +209,7 @@ class Engine:
         upsert, delete = self._tables.take()
         before = self._bundle
         if self._bundle_dirty:
-            self._bundle = render_bundle(self.settings, self._policies)
+            self._bundle = render_bundle(self.settings, self._policies, self._streams.listeners)
             self._bundle_dirty = False
         if self._refusals.prune(self._bundle):
             self._dirty_verdicts.add(self._configmap)
@@ -376,6 +396,12 @@ class Engine:
         self._tables.put(f"b/{ref.key}", row)
         self._crashes.done()
 
+    def _lower_streams(self) -> Iterator[None]:
+        for key, row in self._streams.lower(self.world):
+            self._tables.put(key, row)
+            self._dirty_verdicts |= self._streams.sources
+            yield
+
     # --- verdicts
 
     def _verdict_of(self, key: Key) -> Verdict | None:
@@ -389,6 +415,7 @@ class Engine:
             self.tls.note_expiry(read)
         if key == self._configmap:
             problems += self._refusals.problems()
+        problems += self._streams.problems(key)
         of_ingress = key.kind == "Ingress"
         withheld = [p for p in (self._forms.problem(place), self._left_alone.get(place)) if p] if of_ingress else []
         problems += withheld

@@ -49,3 +49,37 @@ class LocationPolicy(Struct, frozen=True, kw_only=True):
     intercept_upstream_errors: bool = True
     snippet: str = ""
     """configuration-snippet, only where the administrator allows snippets. The one raw text there is."""
+
+
+Protocol = Literal["tcp", "udp"]
+
+
+class Stream(Struct, frozen=True, order=True):
+    """One TCP or UDP service: a listener and where it leads."""
+
+    protocol: Protocol
+    port: int
+    """Of the listener."""
+    namespace: str
+    service: str
+    service_port: str
+    """Number or name of a Service's port, as written."""
+    decode: bool = False
+    """PROXY protocol is expected from clients."""
+    encode: bool = False
+    """PROXY protocol, version 1, is sent to endpoints."""
+
+    @property
+    def key(self) -> str:
+        """Of its row."""
+        return f"l/{self.protocol}/{self.port}"
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Of its Service."""
+        return self.namespace, self.service
+
+    @property
+    def name(self) -> str:
+        """As logged."""
+        return f"{self.protocol}-{self.namespace}-{self.service}-{self.service_port}"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import Final, LiteralString
 
 from msgspec import Struct
 
-from services.compiler.ir import LocationPolicy
+from services.compiler.ir import LocationPolicy, Stream
 from services.compiler.render import render
 from services.compiler.settings import GlobalSettings
+from services.compiler.streampolicy import stream_text
 from services.shared.contracts.version import Policy, PolicyBundle, policy_hash
 from services.shared.nginxtext import arguments as arg
 from services.shared.nginxtext.arguments import Argument, Constant, size_bytes
@@ -261,12 +262,12 @@ def _zones(policies: Iterable[LocationPolicy]) -> list[_Zone]:
 
 
 def _policy(scope: str, text: str) -> Policy:
-    return Policy(hash=policy_hash(scope, text), scope=scope, text=text)  # type: ignore[arg-type]  # one of the five scopes
+    return Policy(hash=policy_hash(scope, text), scope=scope, text=text)  # type: ignore[arg-type]  # one of its scopes
 
 
-def render_bundle(settings: GlobalSettings, policies: Iterable[LocationPolicy]) -> PolicyBundle:
+def render_bundle(settings: GlobalSettings, policies: Iterable[LocationPolicy], streams: Collection[Stream] = ()) -> PolicyBundle:
     """All policies of a version: the global ones, and the location policies in use. A new location policy changes a global one only where
-    it needs a new zone or a new error location."""
+    it needs a new zone or a new error location. `stream` is there only with TCP or UDP services."""
     used = sorted(set(policies), key=lambda p: policy_of(p, settings).hash)
     main = _main_view(settings)
     codes = sorted({c for p in used for c in p.error_codes} | set(settings.custom_http_errors))
@@ -288,6 +289,7 @@ def render_bundle(settings: GlobalSettings, policies: Iterable[LocationPolicy]) 
             "server",
             render("server.conf.j2", s=_server_view(settings), errors=[{"code": c.number, "location": c.location} for c in _codes(codes)]),
         ),
+        *([_policy("stream", stream_text(streams, settings))] if streams else []),
         *rendered.values(),
     ]
     return PolicyBundle(policies=tuple(sorted(out, key=lambda p: (p.scope, p.hash))))

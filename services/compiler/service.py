@@ -65,6 +65,8 @@ class CompilerOptions(Struct, frozen=True, kw_only=True):
     """Which nodes get new policies first; none: one is chosen."""
     any_address: bool = True
     """Endpoints may be loopback or link-local: the manifests source's owner decides; off for clusters."""
+    nodes_here: int = 1
+    """How many nodes share a machine, node i on each port + i."""
     crash_notes: Path | None = None
     """A directory of this compiler's own that outlives the process. None: an object that kills it does so each time."""
 
@@ -126,7 +128,8 @@ class Compiler:
         }
 
     def _new_engine(self) -> Engine:
-        return Engine(self._options.flags, any_address=self._options.any_address, crashes=self._crashes)
+        options = self._options
+        return Engine(options.flags, any_address=options.any_address, nodes=options.nodes_here, crashes=self._crashes)
 
     async def run(self, stop: asyncio.Event) -> None:
         await lifecycle.until(stop, self._start())

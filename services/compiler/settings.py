@@ -11,6 +11,7 @@ LOG_FORMAT: Final = (
     "$request_length $request_time [$proxy_upstream_name] [$proxy_alternative_upstream_name] $upstream_addr "
     "$upstream_response_length $upstream_response_time $upstream_status $req_id"
 )
+LOG_FORMAT_STREAM: Final = "[$remote_addr] [$time_local] $protocol $status $bytes_sent $bytes_received $session_time"
 CIPHERS: Final = (
     "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:"
     "ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305:DHE-RSA-AES256-GCM-SHA384:DHE-RSA-AES128-GCM-SHA256"
@@ -116,6 +117,11 @@ class GlobalSettings(Struct, frozen=True, kw_only=True):
     disable_http_access_log: bool = False
     default_type: str = "text/html"
     relative_redirects: bool = False
+    # stream
+    log_format_stream: str = LOG_FORMAT_STREAM
+    disable_stream_access_log: bool = False
+    proxy_stream_timeout: str = "600s"
+    proxy_stream_responses: int = 1
     # tls
     ssl_protocols: tuple[str, ...] = ("TLSv1.2", "TLSv1.3")
     ssl_ciphers: str = CIPHERS

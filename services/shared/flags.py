@@ -26,6 +26,9 @@ class Flags(Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fi
     watch_namespace: str = ""
     watch_namespace_selector: str = ""
     """Labels of Namespaces: only objects in those that match count. Not together with `watch_namespace`."""
+    tcp_services_configmap: str = ""
+    """`namespace/name` of the ConfigMap of TCP services: port -> `namespace/service:port[:PROXY[:PROXY]]`."""
+    udp_services_configmap: str = ""
     default_backend_service: str = ""
     default_ssl_certificate: str = ""
     enable_metrics: bool = False
@@ -68,8 +71,8 @@ NOT_THERE_YET: Final = frozenset(
     max-buckets maxmind-edition-ids maxmind-license-key maxmind-mirror maxmind-retries-count maxmind-retries-timeout metrics-per-host
     metrics-per-undefined-host monitor-max-batch-size profiler-address profiler-port profiling
     report-status-classes size-buckets
-    ssl-passthrough-proxy-port status-port stream-port sync-period sync-rate-limit tcp-services-configmap
-    time-buckets udp-services-configmap validating-webhook validating-webhook-certificate
+    ssl-passthrough-proxy-port status-port stream-port sync-period sync-rate-limit
+    time-buckets validating-webhook validating-webhook-certificate
     validating-webhook-key version v vmodule logtostderr alsologtostderr stderrthreshold log_dir log_file
     log_file_max_size log_backtrace_at add_dir_header skip_headers skip_log_headers one_output legacy_stderr_threshold_behavior
     """.split()
@@ -177,6 +180,8 @@ _PARSERS: Final[dict[str, Callable[[str], Parsed]]] = {
     "ingress-class-by-name": _boolean,
     "watch-namespace": _namespace,
     "watch-namespace-selector": _selector,
+    "tcp-services-configmap": _reference,
+    "udp-services-configmap": _reference,
     "default-backend-service": _reference,
     "default-ssl-certificate": _reference,
     "enable-metrics": _boolean,

@@ -26,8 +26,9 @@ class Namespaces:
         """`further`: of other groups of nodes, which may name other objects."""
         self._only = flags.watch_namespace
         self._selector = parse_selector(flags.watch_namespace_selector) if flags.watch_namespace_selector else None
-        named = [k for f in (flags, *further) for k in (Key("ConfigMap", *pair(f.configmap)), secret_named(f.default_ssl_certificate))]
-        self._always = frozenset(named)
+        each = (flags, *further)
+        configs = {Key("ConfigMap", *pair(r)) for f in each for r in (f.configmap, f.tcp_services_configmap, f.udp_services_configmap)}
+        self._always = frozenset(configs | {secret_named(f.default_ssl_certificate) for f in each})
         self._default_services = frozenset(pair(f.default_backend_service) for f in (flags, *further) if f.default_backend_service)
         self._matching: set[str] = set()
         self._held: dict[str, dict[Key, AnyObject]] = {}

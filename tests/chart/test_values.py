@@ -88,6 +88,8 @@ PROBES: dict[str, Any] = {
     "controller.ingressClass": "front",
     "controller.service.nodePorts.tcp": {"8000": 30000},
     "controller.service.nodePorts.udp": {"53": 30053},
+    "controller.service.internal.nodePorts.tcp": {"8000": 30001},
+    "controller.service.internal.nodePorts.udp": {"53": 30054},
     "controller.service.allocateLoadBalancerNodePorts": False,
     "controller.service.internal.allocateLoadBalancerNodePorts": False,
     "controller.metrics.serviceMonitor.honorLabels": True,

@@ -21,6 +21,7 @@ from services.shared.kube.client import Api, ApiError
 from tests.cluster.test_watcher import Cell, application
 from tests.support.kube import KubeServer
 from tests.support.nats import NatsServer
+from tests.support.objects import config_map
 from tests.support.up import ROOT
 
 pytestmark = [pytest.mark.nats, pytest.mark.cluster]
@@ -73,11 +74,16 @@ async def cell(kube: KubeServer, tmp_path: Path, namespace: str, api: Api) -> As
 
 
 async def test_the_documented_rights_are_enough(cell: Restricted, namespace: str, api: Api) -> None:
-    flags = Flags(publish_status_address="203.0.113.7", election_ttl=3.0, election_id=f"rbac-{namespace}")
+    flags = Flags(
+        publish_status_address="203.0.113.7", election_ttl=3.0, election_id=f"rbac-{namespace}", tcp_services_configmap=f"{namespace}/tcp"
+    )
+    maps = [{**config_map({"9000": "default/db:5432"}, name), "metadata": {"name": name, "namespace": namespace}} for name in ("tcp", "x")]
     async with cell.watcher(flags=flags):
-        await cell.kube.apply(*application(namespace))
+        await cell.kube.apply(*application(namespace), *maps)
         await cell.barrier()
-        assert ("Ingress", "web") in await cell.published(namespace)
+        found = await cell.published(namespace)
+        assert ("Ingress", "web") in found
+        assert ("ConfigMap", "tcp") in found and ("ConfigMap", "x") not in found, "only what flags name is read"
         assert await _reported(cell, namespace, api) == (True, True)
 
 

@@ -17,6 +17,7 @@ import msgspec
 from services.applier.control import Control, PushResult, lines_of, push_body
 from services.applier.nodeconf import NodeSettings, prepare_node, write_generation
 from services.applier.rows import files_of
+from services.applier.streams import StreamFiles
 from services.compiler.engine import Engine
 from services.shared.contracts.tables import PushHeader
 from services.shared.flags import Flags
@@ -28,10 +29,11 @@ from tests.support.up import get
 class Edge:
     """One nginx with two workers, serving compiled manifests."""
 
-    def __init__(self, directory: Path, flags: Flags | None = None) -> None:
+    def __init__(self, directory: Path, flags: Flags | None = None, address: str = "127.0.0.1") -> None:
         self.settings = NodeSettings(
-            directory=directory, http_port=free_port(), https_port=free_port(), address="127.0.0.1", worker_processes=2, user="root"
+            directory=directory, http_port=free_port(), https_port=free_port(), address=address, worker_processes=2, user="root"
         )
+        self._streams = StreamFiles(directory / "streams")
         self.engine = Engine(flags or Flags())
         self.engine.apply(upsert(CLASS))
         self._version = 0
@@ -69,6 +71,8 @@ class Edge:
     def _files(self) -> None:
         for digest, content in files_of(self.engine.rows).items():
             (self.settings.directory / "files" / digest).write_text(content)
+        self._streams.write(self.engine.rows, {})
+        self._streams.keep(self.engine.rows)
 
     def update(self, *objects: Mapping[str, Any]) -> None:
         """Push what these objects change; it must need no new policy."""
@@ -135,10 +139,16 @@ def until(true: Callable[[], bool], what: str, seconds: float = 30) -> None:
 
 @contextlib.contextmanager
 def running(
-    directory: Path, objects: Iterable[Mapping[str, Any]], *, flags: Flags | None = None, expected: Iterable[str] = ()
+    directory: Path,
+    objects: Iterable[Mapping[str, Any]],
+    *,
+    flags: Flags | None = None,
+    expected: Iterable[str] = (),
+    address: str = "127.0.0.1",
 ) -> Iterator[Edge]:
-    """An Edge that serves `objects`. At the end `errors` must find nothing but what the regular expressions `expected` describe."""
-    made = Edge(directory, flags)
+    """An Edge that serves `objects`. At the end `errors` must find nothing but what the regular expressions `expected` describe.
+    `address`: where it listens; empty: everywhere."""
+    made = Edge(directory, flags, address)
     made.start(objects)
     try:
         yield made

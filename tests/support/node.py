@@ -41,7 +41,14 @@ class Rig:
     """One applier process, a bus, and a compiler's core in this process."""
 
     def __init__(
-        self, directory: Path, server: NatsServer, bus: JetStreamBus, keys: Keys, port: int, node_directory: Path | None = None
+        self,
+        directory: Path,
+        server: NatsServer,
+        bus: JetStreamBus,
+        keys: Keys,
+        port: int,
+        node_directory: Path | None = None,
+        flags: Flags | None = None,
     ) -> None:
         self.directory = node_directory or directory / "node"
         self.server = server
@@ -49,7 +56,7 @@ class Rig:
         """By which the applier comes to the bus."""
         self.bus = bus
         self.http, self.https, self.health = free_port(), free_port(), free_port()
-        self.engine = Engine(Flags())
+        self.engine = Engine(flags or Flags())
         self.committer = Committer(bus, "default", keys.group)
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
@@ -146,13 +153,13 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def one_node(directory: Path, node_directory: Path | None = None) -> AsyncIterator[Rig]:
-    """Not started yet."""
+async def one_node(directory: Path, node_directory: Path | None = None, flags: Flags | None = None) -> AsyncIterator[Rig]:
+    """Not started yet. `flags`: the compiler's."""
     with backends("web") as ports:
         async with NatsServer(directory / "nats") as server, JetStreamBus(server.url, name="test") as bus:
             await bus.ensure()
             async with handing_out(bus, directory / "seal") as keys:
-                made = Rig(directory, server, bus, keys, ports["web"], node_directory)
+                made = Rig(directory, server, bus, keys, ports["web"], node_directory, flags)
                 await made.committer.start()
                 try:
                     yield made

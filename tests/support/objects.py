@@ -91,14 +91,32 @@ def secret(name: str, data: Mapping[str, str], namespace: str = "default") -> di
     return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": namespace}, "data": encoded}
 
 
-def config_map(data: Mapping[str, str]) -> dict[str, Any]:
-    """The controller ConfigMap."""
+def config_map(data: Mapping[str, str], name: str = "ingress-nginx-controller") -> dict[str, Any]:
+    """The controller ConfigMap, or another beside it."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": "ingress-nginx-controller", "namespace": "ingress-nginx"},
+        "metadata": {"name": name, "namespace": "ingress-nginx"},
         "data": dict(data),
     }
+
+
+def port_service(name: str, addresses: Sequence[tuple[str, int]], protocol: str = "TCP", *, port: int = 5432) -> list[dict[str, Any]]:
+    """A Service with the port `main` of a protocol, and a slice with one endpoint for each of `addresses`."""
+    meta = {"name": name, "namespace": "default"}
+    ports = [{"name": "main", "port": port, "protocol": protocol}]
+    slices = [
+        {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {"name": f"{name}-{n}", "namespace": "default", "labels": {"kubernetes.io/service-name": name}},
+            "addressType": "IPv6" if ":" in address else "IPv4",
+            "endpoints": [{"addresses": [address]}],
+            "ports": [{"name": "main", "port": number, "protocol": protocol}],
+        }
+        for n, (address, number) in enumerate(addresses)
+    ]
+    return [{"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": {"ports": ports}}, *slices]
 
 
 @lru_cache(maxsize=64)

@@ -53,7 +53,7 @@ a group has gets a root of its own, in which `controller` is the group's, and na
 - {{ printf "%s/%s=%s" (include "sluice.namespace" .) (include "sluice.edge.account" .) $group }}
 {{- $flags := include "sluice.flags" . | fromYaml }}
 {{- /* Each is said, also where the first group has it and this one has not. */}}
-{{- range $name, $default := dict "configmap" "" "controller-class" "" "ingress-class" "" "ingress-class-by-name" "false" "watch-ingress-without-class" "false" "publish-service" "" "publish-status-address" "" "default-ssl-certificate" "" "default-backend-service" "" "update-status" "true" "update-status-on-shutdown" "true" "report-node-internal-ip-address" "false" }}
+{{- range $name, $default := dict "configmap" "" "controller-class" "" "ingress-class" "" "ingress-class-by-name" "false" "watch-ingress-without-class" "false" "tcp-services-configmap" "" "udp-services-configmap" "" "publish-service" "" "publish-status-address" "" "default-ssl-certificate" "" "default-backend-service" "" "update-status" "true" "update-status-on-shutdown" "true" "report-node-internal-ip-address" "false" }}
 {{- $flag := get $flags $name | default (dict "value" $default) }}
 - --group-flag
 - {{ printf "%s:%s=%s" $group $name (ternary "true" $flag.value (default false $flag.bare)) | quote }}

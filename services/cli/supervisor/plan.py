@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from services.cli.state import StateDirectory, Up, UpNode, UpWebhook
 from services.cli.supervisor.child import Spec
@@ -82,12 +83,12 @@ def _source(options: UpOptions) -> list[str]:
 def specs(options: UpOptions, nats_binary: str, nats_url: str, nats_health: str) -> list[Spec]:
     """In the order of starting; they wait for each other by themselves."""
     state = options.state
-    flags = [part for setting in format_flags(options.flags) for part in ("--set-flag", setting)]
 
-    def service(name: str, *arguments: str, node: str = "") -> Spec:
+    def service(name: str, *arguments: str, node: str = "", flags: Flags = options.flags) -> Spec:
+        settings = [part for setting in format_flags(flags) for part in ("--set-flag", setting)]
         return Spec(
             name=node or name,
-            argv=(sys.executable, "-m", "services.cli", name, *arguments, *flags),
+            argv=(sys.executable, "-m", "services.cli", name, *arguments, *settings),
             log=state.logs / f"{node or name}.log",
             environment={
                 "SLUICE_NATS_URL": nats_url,
@@ -106,7 +107,7 @@ def specs(options: UpOptions, nats_binary: str, nats_url: str, nats_health: str)
             "applier",
             *("--node", name, "--group", GROUP, "--directory", str(state.node(name))),
             *("--http-port", str(options.http_port + i), "--https-port", str(options.https_port + i)),
-            *("--health-port", str(options.healthz_port + i)),
+            *("--health-port", str(options.healthz_port + i), "--stream-port-offset", str(i)),
             node=name,
         )
         for i, name in enumerate(node_names(options))
@@ -119,6 +120,8 @@ def specs(options: UpOptions, nats_binary: str, nats_url: str, nats_health: str)
             "compiler",
             *("--group", GROUP, "--seal-keys", str(state.seal), "--crash-notes", str(state.crash_notes)),
             *(["--no-any-address"] if options.manifests is None else []),
+            *("--nodes-here", str(options.nodes)),
+            flags=replace(options.flags, http_port=options.http_port, https_port=options.https_port, healthz_port=options.healthz_port),
         ),
         service("watcher", *_source(options), "--seal-keys", str(state.seal)),
         service(

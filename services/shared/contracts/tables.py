@@ -13,6 +13,7 @@ Rows hold data only: no value here ever becomes nginx text. Times are seconds, s
 | `t/<name>`          | `TLSNameRow`     | SNI name (exact, or `*.parent`, one label) -> certificate; `t/_`: the default one |
 | `c/<sha256>`        | `CertificateRow` | certificate chain and key                                                 |
 | `f/<sha256>`        | `FileRow`        | a file that nginx itself opens (htpasswd); the applier writes it as `files/<sha256>` before it pushes rows |
+| `l/tcp/<port>` `l/udp/<port>` | `StreamRow` | a TCP or UDP service: where its connections go; the applier writes it as `streams/tcp_<port>.json` before it pushes rows |
 | `n/<name>`          | `ResolvedRow`    | LOCAL to a node, never in a version: the applier's DNS answers for `external` hosts |
 """
 
@@ -233,6 +234,20 @@ class FileRow(Row, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         return "FileRow(<redacted>)"
+
+
+class StreamRow(Row, frozen=True, kw_only=True):
+    """A port of tcp-services-configmap or udp-services-configmap; the listener itself is text (the `stream` policy)."""
+
+    name: str
+    """As logged: `tcp-default-postgres-5432`."""
+    endpoints: tuple[tuple[str, int], ...] = ()
+    """(address without brackets, port), sorted. Empty, and no `external`: connections are closed."""
+    external: str = ""
+    """ExternalName: the host to resolve; `external_port` with it."""
+    external_port: int = 0
+    any_address: bool = True
+    """False: the applier leaves out loopback, link-local and metadata addresses (a cluster source)."""
 
 
 class ResolvedRow(Row, frozen=True, kw_only=True):

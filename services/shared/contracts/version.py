@@ -14,6 +14,8 @@ import msgspec
 from msgspec import Raw, Struct
 
 ORDER = 1 << 256
+OPTIONAL_SCOPES = frozenset({"stream"})
+"""Global scopes that a bundle may lack: nginx runs without, where nothing of the scope is wanted or taken."""
 
 
 class VersionId(Struct, frozen=True, order=True):
@@ -30,12 +32,13 @@ class Policy(Struct, frozen=True, kw_only=True):
     """One piece of nginx text, the same on every node.
 
     `main`, `events`, `http`, `server`: directives of that context (global settings, zones, upstreams); exactly one of each in a bundle.
+    `stream`: the listeners of TCP and UDP services, and what goes with them; none in a bundle without such services.
     `location`: the directives inside `location @p_<hash> { }`; the node writes the block around them.
     """
 
     hash: str
     """First 16 hex digits of sha256 over scope, NUL and text: `policy_hash`."""
-    scope: Literal["main", "events", "http", "server", "location"]
+    scope: Literal["main", "events", "http", "server", "stream", "location"]
     text: str
     snippet: bool = False
     """Contains a tenant's own directives, which the administrator allowed."""

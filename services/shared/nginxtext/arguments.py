@@ -227,7 +227,7 @@ class LogFormat(Argument):
     def __init__(self, text: str) -> None:
         text = " ".join(text.split("\n"))
         names = re.findall(r"\$\{?([A-Za-z0-9_]*)", text, re.ASCII)
-        unknown = [n for n in names if not known_variable(n)]
+        unknown = [n for n in names if not self._knows(n)]
         if unknown:
             raise TextError(f"known variables only; ${unknown[0]} is not one")
         if not all(" " <= c <= "~" for c in text) or len(text) > TOKEN_LIMIT - 100:
@@ -236,7 +236,27 @@ class LogFormat(Argument):
             raise TextError("balanced braces after $")
         super().__init__('"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"')
 
+    @staticmethod
+    def _knows(name: str) -> bool:
+        return known_variable(name)
 
+
+class StreamLogFormat(LogFormat):
+    """The same for TCP and UDP services, where nginx has other variables."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def _knows(name: str) -> bool:
+        return name in _KNOWN_IN_STREAM
+
+
+_KNOWN_IN_STREAM: Final = frozenset(
+    """binary_remote_addr bytes_received bytes_sent connection hostname msec nginx_version pid protocol proxy_protocol_addr
+    proxy_protocol_port proxy_protocol_server_addr proxy_protocol_server_port proxy_upstream_name realip_remote_addr
+    realip_remote_port remote_addr remote_port server_addr server_port session_time status time_iso8601 time_local upstream_addr
+    upstream_bytes_received upstream_bytes_sent upstream_connect_time upstream_first_byte_time upstream_session_time""".split()
+)
 _KNOWN: Final = frozenset(
     """args body_bytes_sent bytes_sent connection connection_requests connections_active connection_time content_length content_type
     document_uri host hostname https is_args msec nginx_version pid pipe proxy_protocol_addr proxy_protocol_port query_string

@@ -33,3 +33,11 @@ def test_in_one_namespace_what_a_group_names_elsewhere_is_watched_by_name() -> N
     }
     near = replace(shop, configmap="shop/internal", default_ssl_certificate="shop/tls", default_backend_service="shop/web")
     assert watched(shop, near) - one == {("ConfigMap", "shop", "internal")}, "the rest is watched anyway"
+
+
+def test_the_configmaps_of_tcp_and_udp_services_are_watched_by_name() -> None:
+    named = Flags(tcp_services_configmap="edge/tcp", udp_services_configmap="edge/udp")
+    assert watched(named) - watched(Flags()) == {("ConfigMap", "edge", "tcp"), ("ConfigMap", "edge", "udp")}
+    assert watched(Flags(tcp_services_configmap="edge/both", udp_services_configmap="edge/both")) - watched(Flags()) == {
+        ("ConfigMap", "edge", "both")
+    }

@@ -44,6 +44,36 @@
 {{- default (include "sluice.namespace" .) .Values.controller.scope.namespace -}}
 {{- end -}}
 
+{{/* Where rights end in one namespace: the ConfigMaps of a group's TCP and UDP services that are elsewhere, by name. */}}
+{{- define "sluice.streamRights" -}}
+{{- $labels := include "sluice.labels" (list . "watcher") }}
+{{- range $protocol, $map := dict "tcp" .Values.tcp "udp" .Values.udp }}
+{{- $where := (get $.Values.controller $protocol).configMapNamespace }}
+{{- if and $map $where (not (has $where (list (include "sluice.namespace" $) (include "sluice.scope" $)))) }}
+{{- $name := printf "%s-%s" (include "sluice.edge.fullname" $) $protocol }}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata:
+  name: {{ $name }}
+  namespace: {{ $where }}
+  labels:
+    {{- $labels | nindent 4 }}
+rules:
+- {apiGroups: [""], resources: [configmaps], resourceNames: [{{ $name | quote }}], verbs: [get, list, watch]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata:
+  name: {{ $name }}
+  namespace: {{ $where }}
+  labels:
+    {{- $labels | nindent 4 }}
+{{ include "sluice.toWatcher" (list $ "Role" $name) }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{/* (root, Role or ClusterRole, name): to the watcher. */}}
 {{- define "sluice.toWatcher" -}}
 roleRef:

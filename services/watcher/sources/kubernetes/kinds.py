@@ -13,7 +13,7 @@ from services.shared.contracts.objects import AnyObject, Key
 from services.watcher import normalize
 
 WATCHED: Final = ("IngressClass", "Secret", "Service", "EndpointSlice", "Ingress")
-"""With the controller's ConfigMap this is all that the compiler reads. Nodes and Pods change all the time and say nothing to it."""
+"""With the ConfigMaps that flags name this is all that the compiler reads. Nodes and Pods change all the time and say nothing to it."""
 
 _PLURAL: Final = {
     "Namespace": ("api/v1", "namespaces"),

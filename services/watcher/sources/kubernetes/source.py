@@ -121,8 +121,10 @@ def collections(flags: Flags, *further: Flags) -> list[Collection]:
 
 def _named(flags: Flags, watched: str) -> Iterator[Collection]:
     """What flags name, where it is not `watched` with everything else (empty: all namespaces are)."""
-    namespace, _, name = flags.configmap.partition("/")
-    yield Collection(kind="ConfigMap", namespace=namespace, name=name)
+    for reference in (flags.configmap, flags.tcp_services_configmap, flags.udp_services_configmap):
+        namespace, _, name = reference.partition("/")
+        if name or reference == flags.configmap:
+            yield Collection(kind="ConfigMap", namespace=namespace, name=name)
     if not watched:
         return
     for kind, reference in (("Secret", flags.default_ssl_certificate), ("Service", flags.default_backend_service)):
