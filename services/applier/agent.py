@@ -159,7 +159,8 @@ class Agent:
     async def _serve_stored(self, stored: Stored) -> bool:
         """Have nginx serve this generation, by adopting one that does; false: it cannot be had to."""
         self._believe(stored)
-        if self._settings_changed and await self._reload("settings", None):
+        port_lost = not self.nginx.pid and self._installer.lost(self.settings, stored.bundle)
+        if (self._settings_changed or port_lost) and await self._reload("settings", None):
             return True
         answer = await self.control.generation() if self.nginx.pid else None
         if answer is not None and answer.generation == stored.generation:

@@ -20,7 +20,7 @@ from services.applier.decide import composed, introduced
 from services.applier.nginx import Nginx, TestResult
 from services.applier.nodeconf import LUA, NodeSettings, nginx_conf, stream_conf, write_generation
 from services.applier.store import Header, Made, Store
-from services.applier.streamports import missing, taken
+from services.applier.streamports import held, missing, taken
 from services.applier.streams import NJS, Listener
 from services.shared.contracts.version import OPTIONAL_SCOPES, PolicyBundle
 from services.shared.telemetry.logs import get_logger
@@ -135,6 +135,11 @@ class Installer:
             loaded_at=time.time(),
         )
 
+    def lost(self, settings: NodeSettings, bundle: PolicyBundle) -> bool:
+        """Whether nginx, which does not run, would not start: somebody has a port of the current generation now. `bundle`: its policies."""
+        current = self._store.path(self._store.current)
+        return bool(taken(settings, bundle, current, running=False).keys() & held(current, settings.stream_port_offset))
+
     def freed(self, settings: NodeSettings, loaded: PolicyBundle) -> bool:
         """Whether a port that could not be had can be now. `loaded`: what nginx runs."""
         return missing(settings, loaded, self._store.path(self._store.current))
@@ -165,14 +170,21 @@ class Installer:
             test = await self._nginx.test(self._store.path(generation))
             if test.ok:
                 return "", kept, out
-            culprit = _named(test, kept, stand_in, out) or await self._find(settings, kept, stand_in, out, generation, header)
+            culprit = _named(test, kept, stand_in, out) or await self._find(settings, kept, stand_in, out, generation, header, without)
             if not culprit or culprit in out or len(out) >= MOST_REFUSALS:
                 return f"nginx refuses the configuration: {test.words}", kept, out
             log.warning("nginx refuses a policy", policy=culprit, words=test.words)
             out[culprit] = test.words
 
     async def _find(
-        self, settings: NodeSettings, kept: PolicyBundle, stand_in: PolicyBundle, out: Container[str], generation: int, header: Header
+        self,
+        settings: NodeSettings,
+        kept: PolicyBundle,
+        stand_in: PolicyBundle,
+        out: Container[str],
+        generation: int,
+        header: Header,
+        without: frozenset[Listener],
     ) -> str:
         """The policy that nginx refuses where it names no file of ours (for a cipher list, say); empty: it is no single one.
 
@@ -181,7 +193,8 @@ class Installer:
 
         async def passes(part: PolicyBundle) -> bool:
             self._store.discard(generation)
-            write_generation(self._store.path(generation), settings, part, generation=generation, version=header.version)
+            directory = self._store.path(generation)
+            write_generation(directory, settings, part, generation=generation, version=header.version, without=without)
             return (await self._nginx.test(self._store.path(generation))).ok
 
         usable = PolicyBundle(policies=tuple(p for p in stand_in.policies if p.hash not in out))

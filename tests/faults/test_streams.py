@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -95,4 +96,22 @@ async def test_lost_files_come_back_with_the_applier(rig: Rig) -> None:
         shutil.rmtree(rig.directory / "streams")
         assert await answer(port) == b""
         rig.start()
+        await until_answer(port, b"db:hi")
+
+
+async def test_a_port_that_was_lost_while_the_node_was_down_does_not_keep_it_down(rig: Rig) -> None:
+    port = free_port()
+    with tcp_echo("db") as db:
+        manifest = await serving(rig, port, db)
+        rig.start()
+        await rig.live(manifest)
+        rig.send(signal.SIGTERM)
+        await rig.ended()
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind(("127.0.0.1", port))
+            other.listen()
+            rig.start()
+            await rig.report(lambda r: f"tcp port {port} is taken by another process" in r.last_error)
+            assert await rig.status("one.example.com") == 200
         await until_answer(port, b"db:hi")

@@ -6,9 +6,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.compiler.engine import Engine
 from services.compiler.ir import Stream
+from services.compiler.settings import GlobalSettings
+from services.compiler.streampolicy import stream_text as stream_text_of
 from services.compiler.streams import parse_streams, reserved_ports
 from services.shared.contracts.objects import Key
 from services.shared.contracts.problem import Problem, Reason
@@ -242,3 +246,22 @@ def test_a_log_format_knows_the_variables_of_streams_only() -> None:
     engine = engine_with(config_map({"log-format-stream": "$request_uri"}))
     (problem,) = problems_of(engine, Key("ConfigMap", "ingress-nginx", "ingress-nginx-controller"))
     assert "$request_uri is not one" in problem.message
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=12), st.text(max_size=60) | st.from_regex(r"[a-z]{1,3}/[a-z;{}$]{1,5}:[a-z0-9\\s;]{1,5}(:PROXY)?"), max_size=4
+    )
+)
+def test_whatever_stands_there_only_ports_and_flags_become_text(data: dict[str, str]) -> None:
+    found, problems = parse_streams(data, "tcp", {})
+    assert len({s.port for s in found}) == len(found) and len(found) + len({p.field for p in problems if p.severity == "error"}) == len(
+        data
+    )
+    servers = [d for d in parse(stream_text_of(found, GlobalSettings())) if d.name == "server"]
+    assert len(servers) == len(found)
+    for stream, server in zip(found, servers, strict=True):
+        inner = {d.name: d.args for d in server.block or ()}
+        assert inner.pop("listen") == (str(stream.port), *(["proxy_protocol"] if stream.decode else []))
+        assert inner.pop("set") == ("$sluice_stream", f"tcp_{stream.port}")
+        assert inner in ({"proxy_pass": ("$sluice_endpoint",)}, {"proxy_pass": ("$sluice_endpoint",), "proxy_protocol": ("on",)})

@@ -97,3 +97,9 @@ def test_what_is_visible_is_what_the_labels_say(batches: list[list[tuple[AnyObje
                 else:
                     target[key] = obj
         assert seen == {key: obj for key, obj in world.items() if counts(obj, world)}
+
+
+def test_what_flags_name_is_visible_wherever_it_is() -> None:
+    flags = Flags(watch_namespace="shop", configmap="edge/main", tcp_services_configmap="edge/tcp", udp_services_configmap="edge/udp")
+    named = {Key("ConfigMap", "edge", name): None for name in ("main", "tcp", "udp")}
+    assert Namespaces(flags).visible({**named, Key("ConfigMap", "edge", "other"): None}) == named
