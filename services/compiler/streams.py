@@ -20,6 +20,7 @@ from services.shared.contracts.tables import StreamRow
 from services.shared.flags import Flags
 
 EXAMPLE: Final = "default/postgres:5432"
+EXAMPLE_PORT: Final = "9000"
 _NAME = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _TARGET: Final = re.compile(
     rf"(?P<namespace>{_NAME})/(?P<service>{_NAME}):(?P<port>[0-9]{{1,5}}|{_NAME})(?P<proxy>:.*)?", re.ASCII | re.DOTALL
@@ -48,7 +49,7 @@ def parse_streams(
         refused = _refused_port(port, reserved if protocol == "tcp" else {}, nodes, free_from)
         target = _TARGET.fullmatch(value)
         if refused:
-            problems.append(_problem(field, refused))
+            problems.append(_problem(field, refused, EXAMPLE_PORT))
         elif target is None:
             words = f'"{printable(value)}" is not namespace/service:port with a port\'s number or name'
             problems.append(_problem(field, words + (", and :PROXY where wanted" if protocol == "tcp" else ""), EXAMPLE))

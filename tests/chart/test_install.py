@@ -34,7 +34,8 @@ class Release:
         self.kube = kube
         self.api = api
         self.pods = pods
-        self.rendered = render({"groups": {"internal": INTERNAL}}, CHART / "examples" / "edge-nodes.yaml", release=NAME, namespace=NAME)
+        values = {"groups": {"internal": INTERNAL}, "tcp": {"7000": "default/web:80"}}
+        self.rendered = render(values, CHART / "examples" / "edge-nodes.yaml", release=NAME, namespace=NAME)
         self.edge: list[Pod] = []
         self.others: list[Pod] = []
 
@@ -126,11 +127,11 @@ def application(address: str, port: int) -> list[dict[str, Any]]:
     return [service, slice_, ingress("web", {"web.example.com": {"/": "web"}})]
 
 
-async def get(pod: Pod, host: str = "web.example.com") -> int:
+async def get(pod: Pod, host: str = "web.example.com", port: int = 80) -> int:
     headers = {"Host": host, "Connection": "close"}
     async with (
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(10)) as session,
-        session.get(f"http://{pod.address}/", headers=headers) as answer,
+        session.get(f"http://{pod.address}:{port}/", headers=headers) as answer,
     ):
         await answer.read()
         return answer.status
@@ -153,6 +154,8 @@ async def test_an_installed_release_serves_and_an_edge_pod_that_ends_loses_nothi
         text = msgspec.json.encode(ingress("bad", {"bad.example.com": {"/": "web"}}, annotations={"limit-rps": "many"})).decode()
         said = await kube.kubectl("apply", "-f", "-", text=text, check=False)
         assert "limit-rps" in said and "denied the request" in said
+
+        assert [await get(pod, port=7000) for pod in (*release.edge, release.internal)] == [200, 200, 200], "a TCP service"
 
         await _another_group_serves_its_own_class(release)
         await _retires_without_a_failure(release, address, ports["web"])

@@ -19,7 +19,7 @@ from services.cli.compile import _ir, _tables
 from services.cli.offline import compiled
 from services.compiler.engine import Engine
 from services.shared.contracts.objects import Ingress, Key
-from services.shared.flags import Flags
+from services.shared.flags import Flags, parse_flags
 from tests.support.nats import free_port
 
 CASES = Path(__file__).with_name("cases")
@@ -29,6 +29,8 @@ ALL = [*sorted(p.name for p in CASES.iterdir()), "examples"]
 
 def _results(engine: Engine) -> dict[str, str]:
     keys = sorted(Key("Ingress", i.metadata.namespace, i.metadata.name) for i in engine.world.all(Ingress))
+    named = (engine.flags.tcp_services_configmap, engine.flags.udp_services_configmap)
+    keys += [Key("ConfigMap", *reference.split("/")) for reference in named if reference]
     verdicts = {str(k): v for k in keys if (v := engine.verdict(k)) is not None}
     policies = "\n".join(f"# {p.scope} {p.hash}\n{p.text}" for p in engine.bundle.policies)
     return {"ir.json": _json(_ir(engine)), "rows.json": _json(_tables(engine)), "verdicts.json": _json(verdicts), "policies.conf": policies}
@@ -43,7 +45,8 @@ def _json(value: Any) -> str:
 def test_golden(case: str, tmp_path: Path) -> None:
     directory = EXAMPLES if case == "examples" else CASES / case
     expected = CASES.parent / "expected" / case
-    engine, _, _ = compiled(directory, Flags())
+    flags = directory / "flags.txt"
+    engine, _, _ = compiled(directory, parse_flags(flags.read_text().split()) if flags.exists() else Flags())
     found = _results(engine)
     if os.environ.get("SLUICE_REWRITE_GOLDEN"):
         expected.mkdir(parents=True, exist_ok=True)
