@@ -20,7 +20,7 @@ from services.applier.gate import check_bundle
 from services.applier.guard import Malformed, look, too_large, unnamed
 from services.applier.install import Installed, Installer, failpoint, made_of
 from services.applier.live import Live
-from services.applier.nginx import Nginx, worker_user
+from services.applier.nginx import Nginx, allow_many_files, worker_user
 from services.applier.nodeconf import NodeSettings, prepare_node, required_tables_bytes
 from services.applier.options import ApplierOptions
 from services.applier.policies import Policies
@@ -125,6 +125,7 @@ class Agent:
 
     async def start(self) -> None:
         """Serve from the disk, with nothing else there. The store is locked."""
+        allow_many_files()
         self.settings = replace(self.settings, user=worker_user(self._options.directory))
         self.live.set_worker_user(self.settings.user)
         prepare_node(self.settings)

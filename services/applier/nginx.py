@@ -7,6 +7,7 @@ import contextlib
 import os
 import pwd
 import re
+import resource
 import signal
 import subprocess
 from collections.abc import Iterable
@@ -51,6 +52,12 @@ def worker_user(directory: Path) -> str:
             log.warning("workers run as root: www-data cannot reach the node's directory", closed=part)
             return "root"
     return WORKER_USER
+
+
+def allow_many_files() -> None:
+    """Of this process and what it starts: nginx's master holds each listening socket once a worker, and the usual soft limit is 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _title(process: psutil.Process) -> str:

@@ -19,6 +19,7 @@ from tests.support.echo import ask_tcp, tcp_echo
 from tests.support.nats import free_port
 from tests.support.node import Rig, one_node
 from tests.support.objects import config_map, port_service
+from tests.support.up import free_block
 
 pytestmark = [pytest.mark.nats, pytest.mark.nginx]
 
@@ -115,3 +116,14 @@ async def test_a_port_that_was_lost_while_the_node_was_down_does_not_keep_it_dow
             await rig.report(lambda r: f"tcp port {port} is taken by another process" in r.last_error)
             assert await rig.status("one.example.com") == 200
         await until_answer(port, b"db:hi")
+
+
+async def test_many_ports_do_not_end_at_the_soft_limit_of_files(rig: Rig) -> None:
+    base = free_block(150)
+    with tcp_echo("db") as db:
+        for obj in (*port_service("db", [("127.0.0.1", db)]), config_map({str(base + n): "default/db:main" for n in range(150)}, "tcp")):
+            rig.engine.apply(upsert(obj))
+        manifest = await rig.commit("one.example.com")
+        rig.start(prefix=("prlimit", "--nofile=256:20000"))
+        await rig.live(manifest)
+        assert {await answer(base + n) for n in (0, 75, 149)} == {b"db:hi"}
