@@ -46,6 +46,7 @@ from services.compiler.configvalues import (
     size_between,
     stream_log_format,
     switch,
+    trusted,
     words,
 )
 from services.compiler.locationpolicy import location_policy
@@ -167,7 +168,7 @@ KEYS: Final[dict[str, Key]] = {
             global_auth_method=_optional(v.http_method),
             global_auth_signin=_optional(v.auth_url),
             global_auth_signin_redirect_param=v.parameter_name,
-            global_auth_response_headers=v.header_names,
+            global_auth_response_headers=headers,
             global_auth_request_redirect=_optional(v.dns_or_path),
             global_auth_always_set_cookie=boolean,
         ),
@@ -196,7 +197,7 @@ KEYS: Final[dict[str, Key]] = {
             compute_full_forwarded_for=boolean,
             forwarded_for_header=header,
             enable_real_ip=boolean,
-            proxy_real_ip_cidr=cidrs,
+            proxy_real_ip_cidr=trusted,
             generate_request_id=boolean,
             hsts=boolean,
             hsts_max_age=integer(),

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from services.shared.nginxtext import arguments as arg
 from services.shared.nginxtext.arguments import TextError
+
+
+class PartlyUsable(TextError):
+    """Some of a value is good, and `value` is that."""
+
+    def __init__(self, words: str, value: Any) -> None:
+        super().__init__(words)
+        self.value = value
 
 
 def boolean(text: str) -> bool:
@@ -78,16 +86,57 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(w for w in (part.strip() for part in text.split(",")) if w)
 
 
-def cidrs(text: str) -> tuple[str, ...]:
-    return tuple(sorted({arg.canonical_cidr(w) for w in words(text)}))
+T = TypeVar("T")
+
+
+def each(parse: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
+    """A list, comma separated. Items that are no good are left out and named; a list of nothing else is no good."""
+
+    def parse_all(text: str) -> tuple[T, ...]:
+        good: dict[T, None] = {}
+        wrong = ""
+        for word in words(text):
+            try:
+                good[parse(word)] = None
+            except TextError as error:
+                wrong = wrong or str(error)
+        if wrong and not good:
+            raise TextError(wrong)
+        if wrong:
+            raise PartlyUsable(wrong, tuple(good))
+        return tuple(good)
+
+    return parse_all
+
+
+def _sorted(parse: Callable[[str], tuple[Any, ...]]) -> Callable[[str], tuple[Any, ...]]:
+    def parse_sorted(text: str) -> tuple[Any, ...]:
+        try:
+            return tuple(sorted(parse(text)))
+        except PartlyUsable as error:
+            raise PartlyUsable(str(error), tuple(sorted(error.value))) from None
+
+    return parse_sorted
+
+
+cidrs = _sorted(each(arg.canonical_cidr))
+
+
+def trusted(text: str) -> tuple[str, ...]:
+    """proxy-real-ip-cidr: without a good item nobody is trusted, instead of everybody."""
+    try:
+        return cidrs(text)
+    except PartlyUsable:
+        raise
+    except TextError as error:
+        raise PartlyUsable(f"{error} (nobody is trusted)", ()) from None
 
 
 def header(text: str) -> str:
     return arg.HeaderName(text).text
 
 
-def headers(text: str) -> tuple[str, ...]:
-    return tuple(header(w) for w in words(text))
+headers = each(header)
 
 
 def one_of(*allowed: str) -> Callable[[str], str]:
@@ -99,21 +148,14 @@ def one_of(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
-class PartlyUsable(TextError):
-    """Some of a value is good, and `value` is that."""
-
-    def __init__(self, words: str, value: object) -> None:
-        super().__init__(words)
-        self.value = value
+def _error_code(text: str) -> int:
+    if not arg.fullmatch(r"[0-9]{1,4}", text) or not interceptable(int(text)):
+        raise TextError("statuses from 300 to 599 (without 499, which nginx has for clients that went away)")
+    return int(text)
 
 
-def error_codes(text: str) -> tuple[int, ...]:
-    """Statuses that nginx can intercept; as ingress-nginx does, others are left out and the rest counts."""
-    found = {integer()(w) for w in words(text)}
-    usable = tuple(sorted(c for c in found if interceptable(c)))
-    if len(usable) < len(found):
-        raise PartlyUsable("statuses from 300 to 599 (without 499, which nginx has for clients that went away)", usable)
-    return usable
+error_codes = _sorted(each(_error_code))
+"""Statuses that nginx can intercept; as ingress-nginx does, others are left out and the rest counts."""
 
 
 def interceptable(code: int) -> bool:
@@ -147,11 +189,19 @@ def protocols(text: str) -> tuple[str, ...]:
     return tuple(sorted(set(found)))
 
 
-def patterns(text: str) -> tuple[str, ...]:
-    """nginx map syntax: `~regex`, `~*regex`, or a literal; kept as `=literal` or a bounded PCRE (matched without case)."""
-    from services.shared.nginxtext.regex import bounded
+def _pattern(text: str) -> str:
+    """One item in nginx' map syntax: `~regex`, `~*regex`, or a literal; kept as `=literal` or a bounded PCRE, which is matched without case
+    unless it says otherwise."""
+    from services.shared.nginxtext.regex import LIMIT, bounded
 
-    return tuple(bounded(w.lstrip("~").removeprefix("*")) if w.startswith("~") else f"={w}" for w in words(text))
+    if not text.startswith("~"):
+        return f"={text}"
+    if text.startswith("~*"):
+        return bounded(text[2:])
+    return f"{LIMIT}(?-i){bounded(text[1:]).removeprefix(LIMIT)}"
+
+
+patterns = each(_pattern)
 
 
 def buffers(text: str) -> str:

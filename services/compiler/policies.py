@@ -187,6 +187,10 @@ def hsts_value(settings: GlobalSettings) -> str:
     return "; ".join(parts)
 
 
+ALWAYS_THERE: Final = "$binary_remote_addr"
+"""The default limit-conn-zone-variable: never empty, so that no map has to look whether a request counts."""
+
+
 def _http_view(s: GlobalSettings) -> dict[str, object]:
     number, _, each = s.large_client_header_buffers.partition(" ")
     escape = "none" if s.log_format_escape_none else "json" if s.log_format_escape_json else "default"
@@ -198,6 +202,7 @@ def _http_view(s: GlobalSettings) -> dict[str, object]:
         "keepalive_time": arg.Duration(s.upstream_keepalive_time),
         "keepalive_timeout": arg.Seconds(s.upstream_keepalive_timeout),
         "hsts": arg.Text(hsts_value(s)),
+        "limit_variable": arg.RequestKey(s.limit_conn_zone_variable) if s.limit_conn_zone_variable != ALWAYS_THERE else None,
         "limit_value": arg.RequestKey(s.limit_conn_zone_variable, prefix="$sluice_limit_key"),
         "use_forwarded_headers": s.use_forwarded_headers,
         "full_forwarded_for": s.use_forwarded_headers and s.compute_full_forwarded_for,
@@ -207,6 +212,7 @@ def _http_view(s: GlobalSettings) -> dict[str, object]:
         "default_type": arg.Text(s.default_type),
         "server_tokens": arg.Flag(s.server_tokens),
         "show_server": s.server_tokens,
+        "backend_server_header": s.allow_backend_server_header,
         "underscores_in_headers": arg.Flag(s.enable_underscores_in_headers),
         "ignore_invalid_headers": arg.Flag(s.ignore_invalid_headers),
         "absolute_redirect": arg.Flag(not s.relative_redirects),

@@ -54,10 +54,18 @@ class Annotation(Struct, frozen=True, kw_only=True):
     """What a change of it costs: a row, or, where no route has such a policy yet, a reload."""
     invalid: Invalid = Invalid.REJECT
     example: str = ""
+    needs: str = ""
+    """The annotation without which it means nothing, so that a bad value of it closes nothing."""
 
     @property
     def field(self) -> str:
         return self.name.replace("-", "_")
+
+    @property
+    def good_value(self) -> str:
+        """`example`, or the default as one would write it."""
+        default = self.default
+        return self.example or (str(default).lower() if isinstance(default, bool) else str(default) if isinstance(default, int) else "true")
 
     @property
     def default(self) -> Any:
@@ -117,6 +125,9 @@ def read(
         try:
             values[entry.field] = entry.parse(text)
         except TextError as error:
+            if entry.needs and not annotations.get(f"{PREFIX}{entry.needs}", "").strip():
+                problems.append(_idle(entry, key, text, str(error)))
+                continue
             problems.append(_invalid(entry, key, text, str(error)))
             rejected |= entry.invalid is Invalid.REJECT
             denied |= entry.invalid is Invalid.DENY
@@ -157,8 +168,18 @@ def _invalid(entry: Annotation, key: str, text: str, good: str) -> Problem:
         reason=Reason.INVALID_ANNOTATION,
         field=_field(key),
         message=f'"{printable(text)}" is not {good}; {entry.invalid}',
-        example=entry.example,
+        example=entry.good_value,
         severity="error" if fatal else "warning",
+    )
+
+
+def _idle(entry: Annotation, key: str, text: str, good: str) -> Problem:
+    return Problem(
+        reason=Reason.INVALID_ANNOTATION,
+        field=_field(key),
+        message=f'"{printable(text)}" is not {good}; it has no effect without {entry.needs}',
+        example=entry.good_value,
+        severity="warning",
     )
 
 

@@ -6,6 +6,7 @@ bytes first, so that what it accepts both of them read the same way.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from msgspec import Struct
@@ -28,6 +29,8 @@ class SyntaxProblem(TextError):
 
 _SPACE = " \t\n"
 _SPECIAL = _SPACE + ";{}"
+_ESCAPED = re.compile(r"[^\s;{}\"'\\$#tnr]")
+"""What a backslash may stand before in a word, as in regular expressions: nginx keeps both, and reads nothing else into them."""
 
 
 def tokens(text: str) -> Iterator[tuple[str, bool]]:
@@ -48,7 +51,7 @@ def tokens(text: str) -> Iterator[tuple[str, bool]]:
             at += 1
         elif c in "\"'":
             token, at = _quoted(text, at)
-            if at < end and text[at] not in _SPECIAL:
+            if at < end and text[at] not in _SPECIAL + ")":
                 raise SyntaxProblem("a quote that ends inside a word")
             yield token, True
         else:
@@ -75,8 +78,13 @@ def _quoted(text: str, at: int) -> tuple[str, int]:
 def _word(text: str, at: int) -> tuple[str, int]:
     start = at
     while at < len(text) and text[at] not in _SPECIAL:
-        if text[at] in "\"'\\":
-            raise SyntaxProblem("a quote or backslash inside a word")
+        if text[at] in "\"'":
+            raise SyntaxProblem("a quote inside a word")
+        if text[at] == "\\":
+            if not _ESCAPED.fullmatch(text[at + 1 : at + 2]):
+                raise SyntaxProblem("a backslash before something that has a meaning of its own")
+            at += 2
+            continue
         if text[at] == "$" and text[at + 1 : at + 2] == "{":
             close = text.find("}", at)
             if close < 0 or not text[at + 2 : close].replace("_", "a").isalnum():

@@ -29,7 +29,7 @@ def test_the_example_of_each_key_is_a_good_value(name: str) -> None:
         ("ssl-ciphers", "NONSENSE", "ECDHE-ECDSA-AES128-GCM-SHA256"),
         ("ssl-ecdh-curve", "prime256v1:nonsense", "auto"),
         ("whitelist-source-range", "everybody", "10.0.0.0/8"),
-        ("custom-http-errors", "404,many", "404,503"),
+        ("custom-http-errors", "many", "404,503"),
     ],
 )
 def test_a_bad_value_keeps_the_last_good_one_and_shows_one(name: str, bad: str, example: str) -> None:
@@ -39,6 +39,23 @@ def test_a_bad_value_keeps_the_last_good_one_and_shows_one(name: str, bad: str, 
     assert after.keep_alive == 20
     assert (problem.reason, problem.field, problem.severity) == (Reason.INVALID_CONFIG_KEY, f"data[{name}]", "error")
     assert problem.example.startswith(example)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "left"),
+    [
+        ("whitelist-source-range", "10.0.0.0/8,10.9.9.999", ("10.0.0.0/8",)),
+        ("proxy-real-ip-cidr", "10.0.0.0/8, nobody", ("10.0.0.0/8",)),
+        ("proxy-real-ip-cidr", "nobody", ()),
+        ("global-auth-response-headers", "X-User, bad name, X-B", ("X-User", "X-B")),
+        ("block-user-agents", "curl,~(", ("=curl",)),
+        ("custom-http-errors", "404,many", (404,)),
+    ],
+)
+def test_the_good_items_of_a_list_count(name: str, value: str, left: tuple[object, ...]) -> None:
+    settings, (problem,) = parse_settings({name: value})
+    assert (getattr(settings, KEYS[name].field), settings.closed) == (left, False)
+    assert (problem.severity, problem.example) == ("warning", KEYS[name].example)
 
 
 def test_error_codes_that_nginx_cannot_intercept_are_left_out_and_named() -> None:
