@@ -48,8 +48,8 @@ class Accepted:
         self._rejected.discard(place)
 
     def reconsider(self) -> None:
-        """The settings are others, and every policy with them: nodes will say what they refuse of these."""
-        self._quarantined.clear()
+        """The settings are others, and every policy with them: nodes will say what they refuse of these. A snippet is what it was."""
+        self._quarantined = {p: found for p, found in self._quarantined.items() if self._good[p][-1].settings.configuration_snippet}
 
     def rejects(self, place: Place) -> bool:
         """Whether what the Ingress says now is not accepted."""

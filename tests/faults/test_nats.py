@@ -307,7 +307,7 @@ async def test_the_disk_of_one_server_is_full(whole: Cell) -> None:
 
 async def test_an_object_that_no_message_can_carry(whole: Cell) -> None:
     """It is refused where it would be published, and stops nothing."""
-    large = ingress("large", {"large.example.com": {"/": "web"}}, annotations={"x": "y" * 1_100_000})
+    large = ingress("large", {"large.example.com": {"/": "web"}}, annotations={"x": "y" * 4_500_000})
     (whole._manifests / "large.yaml").write_text(many(large))
     try:
         await whole.change()
