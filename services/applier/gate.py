@@ -23,12 +23,12 @@ ALLOWED: Final[dict[str, frozenset[str]]] = {
         client_header_buffer_size client_body_buffer_size large_client_header_buffers http2_max_concurrent_streams set_real_ip_from
         real_ip_header real_ip_recursive gzip gzip_comp_level gzip_http_version gzip_min_length gzip_types gzip_proxied gzip_vary
         limit_req_status limit_conn_status limit_req_zone limit_conn_zone upstream server balancer_by_lua_file keepalive
-        keepalive_time""".split()
+        keepalive_time proxy_pass_header grpc_pass_header""".split()
     ),
     "server": frozenset(
         """ssl_protocols ssl_ciphers ssl_prefer_server_ciphers ssl_ecdh_curve ssl_buffer_size ssl_session_cache ssl_session_timeout
         ssl_session_tickets ssl_early_data more_set_headers location rewrite_by_lua_file proxy_http_version proxy_set_header
-        proxy_pass""".split()
+        proxy_pass_request_body proxy_pass""".split()
     ),
     "stream": frozenset(
         "log_format access_log proxy_timeout server listen set proxy_responses set_real_ip_from proxy_protocol proxy_pass".split()

@@ -1,4 +1,4 @@
-"""What the parsers accept, nginx accepts: the least and the most of each ConfigMap key and of each annotation."""
+"""What the parsers accept, appliers and nginx accept: the least and the most of each ConfigMap key and of each annotation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from services.applier.gate import check_bundle
 from services.applier.nodeconf import NodeSettings, prepare_node, write_generation
 from services.compiler.annotations.families import ANNOTATIONS
 from services.compiler.configmap import KEYS, parse_settings
@@ -99,6 +100,7 @@ def test_nginx_takes_what_the_parsers_take(source: Callable[[], Iterator[tuple[s
         if bundle in tried:
             continue
         tried.add(bundle)
+        refused += [f"{name}: {value!r}: {e.words}" for e in check_bundle(bundle)]
         write_generation(tmp_path / "versions" / "1", node, bundle, generation=1, version="1.1")
         command = ["/usr/sbin/nginx", "-t", "-q", "-p", str(tmp_path), "-c", str(tmp_path / "versions" / "1" / "nginx.conf")]
         words = subprocess.run(command, capture_output=True, text=True, check=False).stderr

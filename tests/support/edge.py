@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from services.applier.control import Control, PushResult, lines_of, push_body
+from services.applier.gate import check_bundle
 from services.applier.nodeconf import NodeSettings, prepare_node, write_generation
 from services.applier.rows import files_of
 from services.applier.streams import StreamFiles
@@ -58,6 +59,7 @@ class Edge:
         return output.upsert, output.delete
 
     def _write(self, generation: int) -> None:
+        assert check_bundle(self.engine.bundle) == [], "an applier would refuse this"
         directory = self.settings.directory / "versions" / str(generation)
         write_generation(directory, self.settings, self.engine.bundle, generation=generation, version=f"1.{self._version}")
         self._files()
