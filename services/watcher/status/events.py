@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import re
 import time
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -108,12 +110,13 @@ class EventWriter:
         except ApiError as error:
             if error.status != CONFLICT:
                 raise
-            await self._again(f"{path}/{event['metadata']['name']}", event, perhaps_said=perhaps_said)
+            await self._again(f"{path}/{event['metadata']['name']}", event, _words if note.lasting else str, perhaps_said=perhaps_said)
 
-    async def _again(self, path: str, event: dict[str, Any], *, perhaps_said: bool) -> None:
+    async def _again(self, path: str, event: dict[str, Any], meaning: Callable[[str], str], *, perhaps_said: bool) -> None:
+        """`meaning`: messages of the same one say the same."""
         try:
             found = msgspec.json.decode(await self._api.request("GET", path))
-            if perhaps_said and found.get("message") == event["message"]:
+            if perhaps_said and meaning(found.get("message") or "") == meaning(event["message"]):
                 return
             body = {
                 "count": (found.get("count") or 1) + 1,
@@ -126,6 +129,11 @@ class EventWriter:
             if error.status != NOT_FOUND:
                 raise
             # Events expire after an hour: this one did so just now, and what is news will be said again.
+
+
+def _words(message: str) -> str:
+    """Without its numbers: an object's size grows with its resourceVersion."""
+    return re.sub("[0-9]+", "0", message)
 
 
 def _event(note: Note, uid: str, reporter: str) -> dict[str, Any]:
