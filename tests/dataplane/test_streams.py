@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -109,7 +108,6 @@ def test_udp(tmp_path: Path, stack: ExitStack) -> None:
         ask_tcp(ports.dns)
 
 
-@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
 def test_ipv6_before_and_behind(tmp_path: Path, stack: ExitStack) -> None:
     six = stack.enter_context(tcp_echo("six", "::1"))
     ports = Ports("db")
