@@ -445,7 +445,11 @@ class Engine:
     def refuse(self, refused: Mapping[str, str]) -> list[str]:
         """nginx refuses policies (hash -> words): the Ingresses that need one go back to their last good form, unless the ConfigMap is to
         blame. Returns the names of new culprits."""
-        news, left = self._refusals.note(self._bundle, self._plainest(), {h: w for h, w in refused.items() if self._uses_policy(h)})
+        mine = self._in_use(refused)
+        if not mine:
+            return []
+        plainest = unclaimed_location(self).route.policy
+        news, left = self._refusals.note(self._bundle, plainest, {h: words for h, words in refused.items() if h in mine})
         if news:
             self._dirty_verdicts.add(self._configmap)
         culprits: dict[str, ReadIngress] = {}
@@ -460,14 +464,13 @@ class Engine:
         self._dirty_ingresses |= {(i.namespace, i.name) for i in culprits.values()}
         return [*([str(self._configmap)] if news else []), *sorted(culprits)]
 
-    def _plainest(self) -> str:
-        return unclaimed_location(self).route.policy
-
-    def _uses_policy(self, policy_hash: str) -> bool:
-        """Whether the version being made, or the last one, has it."""
-        return policy_hash in {p.hash for p in self._bundle.policies} or any(
-            policy_of(p, self.settings).hash == policy_hash for p in self._policies
-        )
+    def _in_use(self, policies: Iterable[str]) -> set[str]:
+        """Those (by hash) that the last version has, or the one being made. Thousands of nodes repeat what they refuse."""
+        asked = set(policies)
+        found = asked & {p.hash for p in self._bundle.policies}
+        if found != asked:
+            found |= asked & {policy_of(p, self.settings).hash for p in self._policies}
+        return found
 
 
 def _service_ref(flag: str) -> BackendRef | None:
