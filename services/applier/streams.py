@@ -7,7 +7,6 @@ make nginx refuse the whole reload: it is left out, and everything else goes on.
 from __future__ import annotations
 
 import errno
-import ipaddress
 import re
 import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Final, Literal
 import msgspec
 from msgspec import Struct
 
+from services.shared.checks.addresses import forbidden
 from services.shared.contracts.tables import ResolvedRow, StreamRow
 from services.shared.files import write_atomically
 from services.shared.nginxtext.strict import Directive
@@ -118,23 +118,6 @@ def _places(address: str) -> Iterator[tuple[socket.AddressFamily, str]]:
 
 
 # --- endpoints
-
-
-_FORBIDDEN: Final = tuple(
-    ipaddress.ip_network(n)
-    for n in ("127.0.0.0/8", "169.254.0.0/16", "0.0.0.0/8", "224.0.0.0/4", "::1/128", "::/128", "fe80::/10", "ff00::/8")
-)
-"""As lua/sluice/cidr.lua has them."""
-
-
-def forbidden(text: str) -> bool:
-    """Whether a service of a cluster must not lead there: loopback, link-local (metadata), unspecified, multicast, or no address."""
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return True
-    address = getattr(address, "ipv4_mapped", None) or address
-    return any(address.version == n.version and address in n for n in _FORBIDDEN)
 
 
 class _File(Struct, frozen=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -13,13 +12,9 @@ from msgspec import Struct
 from services.compiler import pcre
 from services.compiler.matching import GAVE_UP, MATCH_SECONDS, Rows, host_row, wildcard_of
 from services.compiler.request import Request
+from services.shared.checks.addresses import forbidden
 from services.shared.contracts.tables import CATCH_ALL, SETTINGS_KEY, BackendRow, Canary, HostRow, Route, SettingsRow
 
-_FORBIDDEN: Final = [
-    ipaddress.ip_network(n)
-    for n in ("127.0.0.0/8", "169.254.0.0/16", "0.0.0.0/8", "224.0.0.0/4", "::1/128", "::/128", "fe80::/10", "ff00::/8")
-]
-"""As in lua/sluice/cidr.lua."""
 _INTERCEPTS: Final = re.compile(r"^(proxy|grpc)_intercept_errors on;$", re.ASCII | re.MULTILINE)
 """The built-in default backend is an upstream like others: its 404 is intercepted where theirs are."""
 _GROUP: Final = re.compile(r"\$(?:([0-9])|\{([0-9])\})", re.ASCII)
@@ -180,16 +175,7 @@ def backend_row(rows: Rows, key: str) -> BackendRow | None:
 
 def _usable(backend: BackendRow) -> list[tuple[str, int]]:
     """Without addresses that a cluster's route must not reach."""
-    return [e for e in backend.endpoints if backend.any_address or not _forbidden(e[0])]
-
-
-def _forbidden(text: str) -> bool:
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return True
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return any((mapped or address) in n for n in _FORBIDDEN)
+    return [e for e in backend.endpoints if backend.any_address or not forbidden(e[0])]
 
 
 def _alive(backend: BackendRow) -> bool:

@@ -13,10 +13,11 @@ from services.applier.gate import check_bundle
 from services.applier.guard import Malformed, look
 from services.applier.nodeconf import NodeSettings, nginx_conf
 from services.applier.streamports import held, missing, taken
-from services.applier.streams import Listener, StreamFiles, file_of, forbidden, listeners, node_text, unavailable
+from services.applier.streams import Listener, StreamFiles, file_of, listeners, node_text, unavailable
 from services.compiler.ir import Stream
 from services.compiler.policies import render_bundle
 from services.compiler.settings import GlobalSettings
+from services.shared.checks.addresses import forbidden
 from services.shared.contracts.tables import ResolvedRow, StreamRow, encode_row
 from services.shared.contracts.version import Policy, PolicyBundle, policy_hash
 
