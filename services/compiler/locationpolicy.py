@@ -29,26 +29,13 @@ class AuthService(Struct, frozen=True, kw_only=True):
 def auth_service(s: IngressSettings, g: GlobalSettings) -> AuthService | None:
     """The Ingress's own, or the global one unless it opts out."""
     if s.auth_url:
-        return AuthService(
-            url=s.auth_url,
-            method=s.auth_method,
-            signin=s.auth_signin,
-            signin_redirect_param=s.auth_signin_redirect_param,
-            response_headers=s.auth_response_headers,
-            request_redirect=s.auth_request_redirect,
-            always_set_cookie=s.auth_always_set_cookie,
-        )
-    if not (g.global_auth_url and s.enable_global_auth):
-        return None
-    return AuthService(
-        url=g.global_auth_url,
-        method=g.global_auth_method,
-        signin=g.global_auth_signin,
-        signin_redirect_param=g.global_auth_signin_redirect_param,
-        response_headers=g.global_auth_response_headers,
-        request_redirect=g.global_auth_request_redirect,
-        always_set_cookie=g.global_auth_always_set_cookie,
-    )
+        return _service(s, "auth")
+    return _service(g, "global_auth") if g.global_auth_url and s.enable_global_auth else None
+
+
+def _service(settings: IngressSettings | GlobalSettings, prefix: str) -> AuthService:
+    """Both have the same settings, under other names."""
+    return AuthService(**{field: getattr(settings, f"{prefix}_{field}") for field in AuthService.__struct_fields__})
 
 
 def pick(own: T | None, inherited: T) -> T:

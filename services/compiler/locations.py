@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from services.compiler.annotations.registry import PREFIX
 from services.compiler.annotations.settings import IngressSettings
@@ -88,16 +88,7 @@ def _external_auth(service: AuthService) -> tuple[ExternalAuth, tuple[BackendRef
     refs: tuple[BackendRef, ...] = ()
     if found:
         refs = (BackendRef(found[2], found[1], str(target.port or (443 if target.scheme == "https" else 80))),)
-    auth = ExternalAuth(
-        url=service.url,
-        backend=refs[0].key if refs else "",
-        method=service.method,
-        response_headers=service.response_headers,
-        signin=service.signin,
-        signin_redirect_param=service.signin_redirect_param,
-        request_redirect=service.request_redirect,
-        always_set_cookie=service.always_set_cookie,
-    )
+    auth = ExternalAuth(backend=refs[0].key if refs else "", **asdict(service))
     return auth, refs
 
 
