@@ -20,9 +20,10 @@ from services.compiler.canaries import Canaries
 from services.compiler.configmap import parse_settings
 from services.compiler.crashes import Crashes, Suspect, failpoint, suspect_of
 from services.compiler.graph import Graph, Place
-from services.compiler.hosts import HostProblems, LoweredHost, homeless, lower_host
+from services.compiler.hosts import LoweredHost, homeless, lower_host
 from services.compiler.ingresses import CATCH_ALL, BackendRef, ReadIngress, read_ingress
 from services.compiler.ir import LocationPolicy
+from services.compiler.judgements import Judgements, ingress_key
 from services.compiler.locations import FIRST_PORT, unclaimed_location
 from services.compiler.policies import policy_of, render_bundle
 from services.compiler.refusals import Refusals
@@ -83,12 +84,9 @@ class Engine:
         self._policies: Counter[LocationPolicy] = Counter()
         self._bundle = PolicyBundle(policies=())
         self._forms = Accepted()
-        self._own_problems: dict[Key, tuple[Problem, ...]] = {}
-        self._host_problems: dict[str, HostProblems] = {}
+        self._judgements = Judgements(self.graph, self._forms, self._find_problems)
         self._configmap = Key("ConfigMap", *flags.configmap.partition("/")[::2])
         self._refusals = Refusals()
-        self._left_alone: dict[Place, Problem] = {}
-        """Ingresses that compilers died of."""
         self._before: dict[Place, Ingress] = {}
         """What they said at the last compile, of those that have changed since."""
         self._tried: dict[Place, Suspect] = {}
@@ -96,7 +94,6 @@ class Engine:
         self._dirty_ingresses: set[Place] = set()
         self._dirty_hosts: set[str] = {CATCH_ALL}
         self._dirty_backends: set[BackendRef] = set()
-        self._dirty_verdicts: set[Key] = set()
         self._all_dirty = True
         self._bundle_dirty = True
 
@@ -135,7 +132,7 @@ class Engine:
             self._dirty_ingresses.update((i.metadata.namespace, i.metadata.name) for i in self.world.all(Ingress))
         elif kind == "Service":
             refs = self._service_changed(place)
-            self._dirty_verdicts |= {Key("Ingress", i.namespace, i.name) for ref in refs for i in self.graph.of_backend(ref)}
+            self._judgements.doubt(ingress_key(i.ref) for ref in refs for i in self.graph.of_backend(ref))
         elif kind == "EndpointSlice":
             for piece in change:
                 if isinstance(piece, EndpointSlice):
@@ -160,7 +157,7 @@ class Engine:
         if key == self._configmap:
             self._settings_changed()
         if self._streams.read(key, self.world):
-            self._dirty_verdicts.add(key)
+            self._judgements.doubt([key])
             self._bundle_dirty = True
         elif key != self._configmap:
             return False
@@ -170,7 +167,7 @@ class Engine:
         if deleted:
             self.tls.deleted(place)
         self._dirty_hosts |= self.graph.hosts_using_secret(place)
-        self._dirty_verdicts |= {Key("Ingress", *user) for user in self.graph.users_of_secret(place)}
+        self._judgements.doubt(Key("Ingress", *user) for user in self.graph.users_of_secret(place))
         if "/".join(place) == self.flags.default_ssl_certificate:
             self._dirty_hosts.add(CATCH_ALL)
 
@@ -178,8 +175,7 @@ class Engine:
         key = self._configmap
         found = self.world.get(ConfigMap, key.namespace, key.name)
         settings, problems = parse_settings(found.data if found else {}, self.settings if found else None, str(key))
-        self._own_problems[key] = tuple(problems)
-        self._dirty_verdicts.add(key)
+        self._judgements.note(key, tuple(problems))
         if settings != self.settings:
             self.settings = settings
             self._forms.reconsider()
@@ -212,9 +208,8 @@ class Engine:
             self._bundle = render_bundle(self.settings, self._policies, self._streams.listeners)
             self._bundle_dirty = False
         if self._refusals.prune(self._bundle):
-            self._dirty_verdicts.add(self._configmap)
-        verdicts = {key: self._verdict_of(key) for key in sorted(self._dirty_verdicts)}
-        self._dirty_verdicts.clear()
+            self._judgements.doubt([self._configmap])
+        verdicts = dict(self._judgements.take())
         self._tried.clear()
         self._before.clear()
         self._crashes.settle()
@@ -255,26 +250,21 @@ class Engine:
         suspect = self._tried[place] = suspect_of(found)
         form = self._form(place, found, suspect)
         if form is None:
-            self._own_problems[key] = ()
-            self._dirty_verdicts.add(key)
+            self._judgements.note(key, ())
             self._take_effect(place, None)
             return
         self._crashes.note(suspect)
         failpoint("read", (rule.host for rule in form.spec.rules))
         read = read_ingress(form, self.settings)
         self._crashes.done()
-        self._own_problems[key] = read.problems
-        self._dirty_verdicts.add(key)
+        self._judgements.note(key, read.problems)
         self._take_effect(place, self._forms.take(place, read))
 
     def _form(self, place: Place, found: Ingress, suspect: Suspect) -> Ingress | None:
         """What to compile of it: itself, or what stands while it is left alone."""
         strikes = self._crashes.held(suspect)
-        if strikes is None:
-            self._left_alone.pop(place, None)
-            return found
-        self._left_alone[place] = strikes.problem()
-        return strikes.stands
+        self._judgements.leave_alone(place, strikes.problem() if strikes else None)
+        return strikes.stands if strikes else found
 
     def _suspects(self, ingresses: Iterable[ReadIngress]) -> Iterator[Suspect]:
         """Those that have not been compiled in this form yet."""
@@ -287,11 +277,9 @@ class Engine:
 
     def _forget(self, place: Place, key: Key) -> None:
         self._forms.forget(place)
-        self._left_alone.pop(place, None)
         self._crashes.forget(*place)
-        self._own_problems.pop(key, None)
         self.tls.forget(place)
-        self._dirty_verdicts.add(key)
+        self._judgements.forget(key)
         self._take_effect(place, None)
 
     # --- hosts
@@ -318,7 +306,7 @@ class Engine:
             self.hosts[host] = after
         else:
             self.hosts.pop(host, None)
-        self._say(host, after.problems if after else homeless(host, ingresses))
+        self._judgements.note_host(host, after.problems if after else homeless(host, ingresses))
         self._count_policies(before, after)
         self._dirty_backends |= self.graph.need(host, _needs(before), _needs(after))
         self._dirty_backends |= self._canaries.moved(host, before.edges if before else (), after.edges if after else ())
@@ -326,13 +314,6 @@ class Engine:
         self._write_material(host, before, after)
         self._names.claim(host, after)
         self._crashes.done()
-
-    def _say(self, host: str, problems: HostProblems) -> None:
-        """What is wrong with Ingresses at this host now."""
-        for ref, _ in (*self._host_problems.pop(host, ()), *problems):
-            self._dirty_verdicts.add(Key("Ingress", *ref.split("/", 1)))
-        if problems:
-            self._host_problems[host] = problems
 
     def _count_policies(self, before: LoweredHost | None, after: LoweredHost | None) -> None:
         for location in before.locations if before else ():
@@ -351,9 +332,7 @@ class Engine:
         if host == CATCH_ALL and self.flags.default_ssl_certificate:
             namespace, _, name = self.flags.default_ssl_certificate.partition("/")
             certificate = self.tls.usable(namespace, name)
-            key = Key("Secret", namespace, name)
-            self._own_problems[key] = self.tls.problems_of_default(namespace, name)
-            self._dirty_verdicts.add(key)
+            self._judgements.note(Key("Secret", namespace, name), self.tls.problems_of_default(namespace, name))
         if certificate is not None:
             rows[f"c/{certificate.digest}"] = CertificateRow(chain=certificate.chain, key=certificate.key)
         self._tables.put(f"t/{host}", TLSNameRow(certificate=certificate.digest) if certificate else None)
@@ -366,7 +345,7 @@ class Engine:
         for key, row in self._names.rows(self.hosts):
             self._tables.put(key, row)
             yield
-        self._dirty_verdicts |= {Key("Ingress", *ref.split("/", 1)) for ref in self._names.touched()}
+        self._judgements.doubt(map(ingress_key, self._names.touched()))
 
     # --- backends
 
@@ -399,40 +378,28 @@ class Engine:
     def _lower_streams(self) -> Iterator[None]:
         for key, row in self._streams.lower(self.world):
             self._tables.put(key, row)
-            self._dirty_verdicts |= self._streams.sources
+            self._judgements.doubt(self._streams.sources)
             yield
 
     # --- verdicts
 
-    def _verdict_of(self, key: Key) -> Verdict | None:
-        problems = list(self._own_problems.get(key, ()))
-        place = (key.namespace, key.name)
-        read = self.graph.reads.get(place) if key.kind == "Ingress" else None
+    def _find_problems(self, key: Key, read: ReadIngress | None) -> Iterator[Problem]:
+        """What can only be found in everything together."""
         if read is not None:
-            for host in sorted(self.graph.hosts_of(read)):
-                problems += [p for ref, p in self._host_problems.get(host, ()) if ref == read.ref]
-            problems += [*self.tls.problems(read), *absent(read, self.world), *self._names.problems(read, self.hosts)]
+            yield from (*self.tls.problems(read), *absent(read, self.world), *self._names.problems(read, self.hosts))
             self.tls.note_expiry(read)
         if key == self._configmap:
-            problems += self._refusals.problems()
-        problems += self._streams.problems(key)
-        of_ingress = key.kind == "Ingress"
-        withheld = [p for p in (self._forms.problem(place), self._left_alone.get(place)) if p] if of_ingress else []
-        problems += withheld
-        if not problems:
-            return None
-        accepted = not withheld and not (of_ingress and self._forms.rejects(place))
-        unique = tuple(dict.fromkeys(problems))
-        return Verdict(kind=key.kind, namespace=key.namespace, name=key.name, accepted=accepted, problems=unique)
+            yield from self._refusals.problems()
+        yield from self._streams.problems(key)
 
     def verdict(self, key: Key) -> Verdict | None:
         """What is wrong with one object now; None: nothing."""
-        return self._verdict_of(key)
+        return self._judgements.of(key)
 
     def notice_expiry(self) -> bool:
         """Whether certificates have expired, so that the next compile has news of them."""
-        lapsed = {Key("Ingress", *place) for place in self.tls.lapsed()}
-        self._dirty_verdicts |= lapsed
+        lapsed = self.tls.lapsed()
+        self._judgements.doubt(Key("Ingress", *place) for place in lapsed)
         return bool(lapsed)
 
     def row_keys(self, namespace: str, name: str) -> tuple[str, ...]:
@@ -451,7 +418,7 @@ class Engine:
         plainest = unclaimed_location(self).route.policy
         news, left = self._refusals.note(self._bundle, plainest, {h: words for h, words in refused.items() if h in mine})
         if news:
-            self._dirty_verdicts.add(self._configmap)
+            self._judgements.doubt([self._configmap])
         culprits: dict[str, ReadIngress] = {}
         for lowered in self.hosts.values() if left else ():
             for location in lowered.locations:
